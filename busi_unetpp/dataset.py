@@ -8,7 +8,8 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/dataset.html.md"""
 
 # %% auto #0
 __all__ = ['LABELS', 'LABEL_COLORS', 'BusiError', 'to_gray', 'open_image', 'read_gray', 'read_mask', 'merge_masks', 'find_root',
-           'natural_key', 'find_problems', 'read_busi', 'count_classes', 'measure_tumors', 'predict_nothing']
+           'natural_key', 'find_problems', 'read_busi', 'count_classes', 'summarize', 'measure_tumors',
+           'predict_nothing']
 
 # %% ../nbs/00_dataset.ipynb #a5724b81
 import os
@@ -206,6 +207,19 @@ def count_classes(
     t = pd.DataFrame(dict(images=1, masks=n, several_masks=(n > 1).astype(int))).groupby(df.label).sum().reindex(LABELS, fill_value=0)
     t.loc['all'] = t.sum()
     return t.rename_axis(None)
+
+# %% ../nbs/00_dataset.ipynb #bd652074
+def summarize(
+    path=None, # The dataset's folder or its parent; `BUSI_PATH` if None
+)->dict: # `root`; `counts` (class -> images, masks, several_masks); `sizes` (width, height -> min, median, max); `problems` (list of dicts)
+    "Counts, sizes and problems of a dataset, its files decoded; images with problems are not counted."
+    root = find_root(path)
+    problems = find_problems(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the problems are in the result
+        df = read_busi(root, strict=False)
+    sizes = df[['width', 'height']].agg(['min', 'median', 'max']).astype(int)
+    return dict(root=str(root), counts=count_classes(df).astype(int).T.to_dict(), sizes=sizes.to_dict(), problems=problems.to_dict('records'))
 
 # %% ../nbs/00_dataset.ipynb #a553cbdb
 def measure_tumors(

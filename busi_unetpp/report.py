@@ -73,7 +73,7 @@ def plot_cases(
         show_overlay(axs[2], pred*255, {'#E69F00': masks[i]}, f'prediction, Dice {table.dice.iloc[i]:.2f}')
     return fig
 
-# %% ../nbs/14_report.ipynb #3e23643b
+# %% ../nbs/14_report.ipynb #0df0685b
 def plot_dice(
     table:pd.DataFrame, # `per_image.csv` of one part: image, label, tp, fn, dice
 )->Figure: # 7 x 2.8 inches
@@ -83,7 +83,8 @@ def plot_dice(
     pixels = table[['tp', 'fp', 'fn', 'tn']].sum(axis=1)
     area = ((table.tp + table.fn)/pixels).to_numpy()
     floor = max(area[area > 0].min(initial=1.)/3, 1e-5)
-    x = np.where(area > 0, area, floor*np.linspace(.8, 1.25, len(area)))      # normals have no area: a column of their own
+    x = area.copy()
+    x[area == 0] = floor*np.linspace(.8, 1.25, (area == 0).sum())             # normals have no area: a column of their own
     for label in LABELS:
         g = (table.label == label).to_numpy()
         if g.any(): ax.scatter(x[g], table.dice[g], s=16, alpha=.6, lw=0, color=LABEL_COLORS[label], label=f'{label}, mean {table.dice[g].mean():.2f}')
