@@ -54,10 +54,10 @@ class Recipe:
             if getattr(self, k) < 1: raise BusiError(f"{k} {getattr(self, k)}: expected at least 1.")
         if self.lr < 0: raise BusiError(f"lr {self.lr}: expected 0 or more.")
 
-# %% ../nbs/12_learner.ipynb #ae9eb5cb
+# %% ../nbs/12_learner.ipynb #29151c15
 RECIPES = {r.name: r for r in (
     Recipe(),
-    Recipe('demo', size=96, epochs=12, lr=1e-3, model=dict(filters=(8, 12, 16, 24, 32), bottleneck=48)),
+    Recipe('demo', size=96, epochs=20, lr=1e-3, model=dict(filters=(8, 12, 16, 24, 32), bottleneck=48)),
 )}
 
 def get_recipe(

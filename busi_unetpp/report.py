@@ -120,7 +120,7 @@ code{overflow-wrap:anywhere}figure{margin:0}figcaption{color:var(--muted);font-s
 <h2>How to run it again</h2><p><code>{{ command }}</code></p><div class="scroll"><table class="wrap">{% for k, v in config %}<tr><td>{{ k }}</td><td><code>{{ v }}</code></td></tr>{% endfor %}</table></div>
 <footer><p>Research software, not a medical device. Made by busi_unetpp {{ version }}.</p></footer></body></html>'''
 
-# %% ../nbs/14_report.ipynb #93650c7e
+# %% ../nbs/14_report.ipynb #348d9a81
 def _png(fig):
     buf = io.BytesIO()
     fig.savefig(buf, format='png', dpi=130)
@@ -143,6 +143,6 @@ def render_report(
         subtitle=f"{config['dataset']['images']} images at {r['size']} x {r['size']}, {metrics['epochs']} epochs on {config['device']}, seed {r['seed']}, {config['finished']}",
         cols=list(t.columns), rows=[(p, s, [_number(v) for v in row]) for (p, s), row in zip(t.index, t.to_numpy().tolist())],
         note=(f"IoU is the mean of background and tumor, as in the paper. The weights are those of epoch {metrics['best_epoch']}, chosen by {r['monitor']} on the test part, as the paper does: "
-              "the test figures are therefore optimistic. Images of the same lesion may lie on both sides of the split."),
+              f"the test figures are therefore optimistic. The paper's rows are of BUSI at 196 x 196, this run's of {config['dataset']['name']} at {r['size']} x {r['size']}. Images of the same lesion may lie on both sides of the split."),
         figures=[(h, _png(f), c) for h, f, c in figures], metrics=[(k, _number(metrics['train'][k]), _number(metrics['test'][k])) for k in scalars],
         checks=checks, command=config['command'], config=[(k, v) for k, v in config.items() if k != 'command'], version=config['versions']['busi_unetpp'])

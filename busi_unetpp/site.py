@@ -8,9 +8,10 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/site.html.md"""
 
 # %% auto #0
 __all__ = ['RAW', 'need', 'process', 'tidy', 'local_links', 'rename_pages', 'present', 'site_config', 'mathml', 'offline_page',
-           'offline_style', 'go_offline', 'build_site', 'address_problem', 'text_problems', 'check_site', 'main']
+           'offline_style', 'go_offline', 'build_site', 'address_problem', 'text_problems', 'check_site',
+           'cell_markdown', 'readme_text', 'main']
 
-# %% ../nbs/21_site.ipynb #c0bde082
+# %% ../nbs/21_site.ipynb #8a9156be
 import copy, html, posixpath, re, shutil, sys, tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from fastcore.script import call_parse
 from fastcore.xtras import working_directory
 
 from .dataset import BusiError
+from .files import write_file
 
 # %% ../nbs/21_site.ipynb #55340142
 def need(
@@ -223,13 +225,48 @@ def check_site(
     rows += [(page, 'no page links to it', '') for page in soups if page not in linked]
     return pd.DataFrame(rows, columns=['page', 'problem', 'where']).drop_duplicates(ignore_index=True)
 
-# %% ../nbs/21_site.ipynb #1dda22f8
+# %% ../nbs/21_site.ipynb #0f870448
+_README_NOTE = '<!-- Made from nbs/index.ipynb by `python -m busi_unetpp.site --readme`; edit the notebook. -->'
+
+def cell_markdown(
+    cell,  # a notebook cell
+):
+    "Returns a cell as Markdown: prose, or code and its text outputs; empty for a cell with `hide`, no code for one with `echo: false`."
+    lines = cell.source.strip().splitlines()
+    if cell.cell_type == 'markdown': return '\n'.join(lines)
+    directives, code = [o for o in lines if o.startswith('#|')], [o for o in lines if not o.startswith('#|')]
+    if '#| hide' in directives: return ''
+    parts = [] if '#| echo: false' in directives else ['```python\n' + '\n'.join(code) + '\n```']
+    for data in (o['data'] for o in cell.get('outputs', []) if 'data' in o):
+        if 'text/markdown' in data: parts.append(''.join(data['text/markdown']))
+        elif 'text/plain' in data: parts.append('```\n' + ''.join(data['text/plain']) + '\n```')
+    return '\n\n'.join(parts)
+
+def readme_text(
+    index,  # path of `index.ipynb`
+    base,   # address of the published site, for links to chapters
+):
+    "Returns the text of README.md."
+    from fastcore.nbio import read_nb
+    from nbdev.readme_filter import doc_link
+    text = '\n\n'.join(filter(None, map(cell_markdown, read_nb(index).cells)))
+    def link(m):
+        target = m[1]
+        return f"]({'nbs/' + target if (Path(index).parent/target).is_file() and not target.endswith('.ipynb') else doc_link(target, base)})"
+    linked = re.sub(r'\]\(([^)\s]+)\)', link, text)
+    return f'{_README_NOTE}\n\n{linked}\n'
+
+# %% ../nbs/21_site.ipynb #a8c1f3da
 @call_parse
 def main(
     dest:str='_docs',  # folder that gets the site; an earlier site in it is replaced
     project:str='.',   # folder of pyproject.toml, _quarto.yml and nbs/
+    readme:bool=False, # write README.md from nbs/index.ipynb instead
 ):
     "Builds the documentation site without Quarto, and lists what is wrong with it."
+    if readme:
+        from nbdev.config import get_config
+        return print(write_file(Path(project)/'README.md', readme_text(Path(project)/'nbs'/'index.ipynb', get_config(project).doc_url)))
     try:
         site = build_site(project, dest)
         found = check_site(site)

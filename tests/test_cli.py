@@ -1,0 +1,160 @@
+"The command as a user meets it: in a process of its own, from the first call to the last message."
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+COMMAND = Path(sys.executable).parent/'busi-unetpp'
+FILES = {'config.json', 'split.csv', 'history.csv', 'model.safetensors', 'metrics.json', 'per_image.csv', 'figure.png', 'curves.png', 'preview.png', 'report.html'}
+
+
+def environment(tmp):
+    return {**os.environ, 'BUSI_CACHE': str(tmp/'cache'), 'COLUMNS': '100', 'NO_COLOR': '1', 'TERM': 'dumb'}
+
+
+def run(*args, cwd, **env):
+    done = subprocess.run([COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, env={**environment(cwd), **env}, timeout=900)
+    assert 'Traceback' not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return tmp_path_factory.mktemp('cli')
+
+
+@pytest.fixture(scope='module')
+def phantom(folder):
+    assert run('data', 'phantom', 'phantom', '--n', 30, '--seed', 3, cwd=folder).returncode == 0
+    return folder/'phantom'
+
+
+@pytest.fixture(scope='module')
+def demo(folder):
+    done = run('demo', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder/'busi-demo', done.stdout
+
+
+def test_help_names_every_verb(folder):
+    out = run('--help', cwd=folder).stdout + run('data', '--help', cwd=folder).stdout
+    for verb in ('demo', 'train', 'evaluate', 'summary', 'verify', 'fetch', 'phantom'): assert verb in out
+    options = run('train', '--help', cwd=folder).stdout
+    for o in ('--data', '--recipe', '--out', '--epochs', '--batch-size', '--size', '--seed', '--device', '--resume'): assert o in options
+
+
+def test_demo_leaves_a_complete_run_and_prints_table_1(demo):
+    out, printed = demo
+    assert {p.name for p in out.iterdir()} == FILES
+    assert 'Table 1' in printed and '0.9124' in printed and 'predict nothing' in printed
+    m = json.loads((out/'metrics.json').read_text())
+    assert f"{m['test']['iou']:.4f}" in printed
+    assert json.loads((out/'config.json').read_text())['recipe']['name'] == 'demo'
+
+
+def test_demo_learns_something(demo):
+    "Far above 'predict nothing' and above Otsu's threshold on the phantom (about 0.3): the demo shows a network that works."
+    m = json.loads((demo[0]/'metrics.json').read_text())
+    assert m['test']['tumor_dice'] > .5 and m['test']['iou'] > m['test']['predict_nothing']['iou'] + .1
+
+
+def test_demo_report_is_self_contained(demo):
+    page = (demo[0]/'report.html').read_text()
+    assert page.count('data:image/png;base64,') == 3
+    assert not re.search(r'(?:src|href)="(?!data:)', page) and '<script' not in page
+    for f in ('figure.png', 'curves.png', 'preview.png'):
+        with Image.open(demo[0]/f) as im: assert im.width > 400 and np.asarray(im.convert('L')).std() > 5
+
+
+def test_evaluate_gives_the_recorded_numbers(demo, folder):
+    before = (demo[0]/'metrics.json').read_bytes()
+    done = run('evaluate', 'busi-demo', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (demo[0]/'metrics.json').read_bytes() == before
+
+
+def test_a_finished_run_is_left_alone(demo, folder):
+    before = {p.name: p.stat().st_mtime_ns for p in demo[0].iterdir()}
+    done = run('demo', '--out', 'busi-demo', cwd=folder)
+    assert done.returncode == 1 and 'holds a finished run' in done.stderr
+    assert {p.name: p.stat().st_mtime_ns for p in demo[0].iterdir()} == before
+
+
+def test_an_interrupted_run_resumes_to_the_same_end(phantom, folder):
+    args = ['train', '--data', 'phantom', '--recipe', 'demo', '--size', '48', '--epochs', '4', '--out']
+    assert run(*args, 'whole', cwd=folder).returncode == 0
+    process = subprocess.Popen([COMMAND, *args, 'cut'], cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (folder/'cut'/'last.ckpt').exists() and process.poll() is None: time.sleep(.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and '--resume' in err, err
+    assert 'holds an unfinished run' in run(*args, 'cut', cwd=folder).stderr
+    done = run('train', '--out', 'cut', '--resume', cwd=folder)
+    assert done.returncode == 0 and 'Resuming after epoch' in done.stdout, done.stderr
+    assert (folder/'cut'/'metrics.json').read_bytes() == (folder/'whole'/'metrics.json').read_bytes()
+    a, b = (pd.read_csv(folder/d/'history.csv').drop(columns='seconds') for d in ('cut', 'whole'))
+    pd.testing.assert_frame_equal(a, b)
+    assert {p.name for p in (folder/'cut').iterdir()} == FILES
+
+
+def test_a_given_split_is_used(phantom, folder):
+    split = pd.read_csv(folder/'whole'/'split.csv')
+    split['part'] = np.where(np.arange(len(split)) % 3 == 0, 'test', 'train')
+    split.to_csv(folder/'mine.csv', index=False)
+    done = run('train', '--data', 'phantom', '--recipe', 'demo', '--size', 48, '--epochs', 1, '--split', 'mine.csv', '--out', 'split', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert pd.read_csv(folder/'split'/'split.csv').part.tolist() == split.part.tolist()
+
+
+@pytest.mark.parametrize('args, says', [
+    (('train', '--data', 'phantom', '--out', 'x', '--recipe', 'papper'), "unknown recipe 'papper'"),
+    (('train', '--data', 'phantom', '--out', 'x', '--size', '7'), 'from 48 to 1024'),
+    (('train', '--data', 'phantom', '--out', 'x', '--device', 'abacus'), "device 'abacus'"),
+    (('train', '--data', 'nowhere', '--out', 'x'), 'nowhere: no such folder'),
+    (('train', '--data', 'phantom', '--out', 'phantom/phantom.json/x'), 'could not be written'),
+    (('train', '--data', 'phantom', '--out', 'phantom'), 'not empty'),
+    (('train', '--out', 'x', '--resume'), 'nothing to resume'),
+    (('evaluate', 'phantom'), 'no config.json'),
+    (('data', 'summary', 'empty'), 'no BUSI dataset here'),
+    (('data', 'verify', 'empty'), 'no BUSI dataset here'),
+    (('data', 'phantom', 'p', '--n', '0'), '0'),
+])
+def test_bad_input_is_one_clear_line(phantom, folder, args, says):
+    (folder/'empty').mkdir(exist_ok=True)
+    done = run(*args, cwd=folder, BUSI_PATH='')
+    assert done.returncode == 1
+    assert done.stderr.startswith('Error: ') and says in done.stderr
+    assert not (folder/'x').exists()
+
+
+def test_summary_lists_every_problem(folder):
+    assert run('data', 'phantom', 'faulty', '--n', 24, cwd=folder).returncode == 0
+    benign = folder/'faulty'/'benign'
+    (benign/'benign (1).png').write_bytes(b'')
+    (benign/'benign (2).png').write_text('<html>404</html>')
+    (benign/'benign (5)_mask.png').unlink()
+    image = Image.open(benign/'benign (4).png')
+    image.convert('L').save(benign/'benign (4)_mask.png')
+    (benign/'benign (6).png').write_bytes((benign/'benign (6).png').read_bytes()[:700])
+    done = run('data', 'summary', 'faulty', '--json', cwd=folder)
+    problems = {p['file']: p['problem'] for p in json.loads(done.stdout)['problems']}
+    assert done.returncode == 1
+    assert problems == {'benign/benign (1).png': 'unreadable', 'benign/benign (2).png': 'unreadable', 'benign/benign (5).png': 'image without mask',
+        'benign/benign (4)_mask.png': 'not black and white', 'benign/benign (6).png': 'unreadable'}
+    text = run('data', 'summary', 'faulty', cwd=folder)
+    for f in problems: assert f in text.stdout
+    trained = run('train', '--data', 'faulty', '--out', 'y', cwd=folder)
+    assert trained.returncode == 1 and 'benign (1).png' in trained.stderr
+
+
+def test_verify_says_that_the_phantom_is_not_busi(phantom, folder):
+    done = run('data', 'verify', 'phantom', cwd=folder)
+    assert done.returncode == 1 and 'missing' in done.stdout

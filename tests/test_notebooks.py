@@ -1,0 +1,93 @@
+"The notebooks run, the package is what they export, and they are clean."
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+pytest.importorskip('nbdev', reason="nbdev is missing, so the notebooks are NOT tested: pip install -e '.[dev]'")
+
+
+def command(*args, cwd=ROOT, **env):
+    return subprocess.run([BIN/args[0], *map(str, args[1:])], cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
+
+
+@pytest.fixture(scope='module')
+def project_copy(tmp_path_factory):
+    "A copy of what git tracks or would track, so that the checks change nothing in the project."
+    copy = tmp_path_factory.mktemp('copy')/'project'
+    files = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for f in filter(lambda f: (ROOT/f).is_file(), files):
+        (copy/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT/f, copy/f)
+    return copy
+
+
+def changed(copy):
+    return sorted(str(p.relative_to(copy)) for folder in ('nbs', 'busi_unetpp') for p in (copy/folder).rglob('*')
+                  if p.is_file() and '__pycache__' not in p.parts and p.read_bytes() != ((ROOT/p.relative_to(copy)).read_bytes() if (ROOT/p.relative_to(copy)).exists() else b''))
+
+
+def test_every_notebook_runs(tmp_path):
+    done = command('nbdev-test', '--n-workers', '2', '--do-print', '--timing', BUSI_CACHE=str(tmp_path))
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-4000:]
+    ran = done.stdout.count('- Completed')
+    assert ran == len([*(ROOT/'nbs').glob('*.ipynb')]), done.stdout
+
+
+def test_package_is_what_the_notebooks_export(project_copy):
+    done = command('nbdev-export', cwd=project_copy)
+    assert done.returncode == 0, done.stderr
+    assert changed(project_copy) == [], 'run nbdev-export and commit'
+
+
+def test_notebooks_are_clean(project_copy):
+    done = command('nbdev-clean', cwd=project_copy)
+    assert done.returncode == 0, done.stderr
+    assert changed(project_copy) == [], 'run nbdev-clean and commit'
+
+
+def test_the_sync_check_notices_an_edited_module(project_copy):
+    module = project_copy/'busi_unetpp'/'losses.py'
+    text = module.read_text()
+    module.write_text(text.replace('1e-6', '1e-5'))
+    assert changed(project_copy) == ['busi_unetpp/losses.py']
+    module.write_text(text)
+
+
+def notebooks(): return sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+
+
+@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
+def test_chapter_has_its_parts(path):
+    cells = json.loads(path.read_text())['cells']
+    source = [''.join(c['source']) for c in cells]
+    head = source[0].splitlines()
+    assert head[0].startswith('# ') and head[2].startswith('> ')
+    assert any(s.startswith(f"#| default_exp {path.stem.split('_', 1)[1]}") for s in source)
+    assert any(c['cell_type'] == 'code' and c['outputs'] for c in cells), 'no saved output: run it and save'
+    assert any('test_' in s or 'assert ' in s for s in source), 'no test'
+    assert '## What to remember' in '\n'.join(source)
+    errors = [o for c in cells if c['cell_type'] == 'code' for o in c['outputs'] if o['output_type'] == 'error']
+    assert not errors, 'an output is a traceback'
+
+
+def test_modules_import_only_earlier_ones():
+    order = [p.stem.split('_', 1)[1] for p in notebooks()]
+    for i, name in enumerate(order):
+        text = (ROOT/'busi_unetpp'/f'{name}.py').read_text()
+        later = [m for m in order[i:] if f'from busi_unetpp.{m} import' in text or f'import busi_unetpp.{m}' in text]
+        assert not later, f'{name} imports {later}'
+
+
+def test_readme_is_what_the_index_says():
+    from nbdev.config import get_config
+    from busi_unetpp.site import readme_text
+    expected = readme_text(ROOT/'nbs'/'index.ipynb', get_config(ROOT).doc_url)
+    assert (ROOT/'README.md').read_text(encoding='utf-8') == expected, 'run python -m busi_unetpp.site --readme and commit'
