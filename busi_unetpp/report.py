@@ -20,7 +20,7 @@ from .dataset import LABEL_COLORS, LABELS
 from .evaluate import table1
 from .preprocess import show_overlay
 
-# %% ../nbs/14_report.ipynb #a2e7ba2b
+# %% ../nbs/14_report.ipynb #036de983
 def plot_curves(
     history:pd.DataFrame, # `history.csv`: epoch, train_loss, valid_loss, iou, tumor_dice, ...
     best_epoch:int=None, # The epoch whose weights were kept
@@ -41,6 +41,7 @@ def plot_curves(
         if best_epoch is not None: ax.axvline(best_epoch, color='#666666', lw=.8, ls='--', label='kept')
         ax.legend(frameon=False, fontsize=8)
         ax.spines[['top', 'right']].set_visible(False)
+        ax.set_xlim(-.5, max(history.epoch.max(), 1) + .5)
         ax.xaxis.get_major_locator().set_params(integer=True)
     return fig
 
@@ -73,7 +74,7 @@ def plot_cases(
         show_overlay(axs[2], pred*255, {'#E69F00': masks[i]}, f'prediction, Dice {table.dice.iloc[i]:.2f}')
     return fig
 
-# %% ../nbs/14_report.ipynb #0df0685b
+# %% ../nbs/14_report.ipynb #83e3ec9f
 def plot_dice(
     table:pd.DataFrame, # `per_image.csv` of one part: image, label, tp, fn, dice
 )->Figure: # 7 x 2.8 inches
@@ -82,13 +83,13 @@ def plot_dice(
     ax = fig.subplots()
     pixels = table[['tp', 'fp', 'fn', 'tn']].sum(axis=1)
     area = ((table.tp + table.fn)/pixels).to_numpy()
-    floor = max(area[area > 0].min(initial=1.)/3, 1e-5)
+    floor = max(area[area > 0].min(initial=1.)/4, 1e-5)
     x = area.copy()
     x[area == 0] = floor*np.linspace(.8, 1.25, (area == 0).sum())             # normals have no area: a column of their own
     for label in LABELS:
         g = (table.label == label).to_numpy()
         if g.any(): ax.scatter(x[g], table.dice[g], s=16, alpha=.6, lw=0, color=LABEL_COLORS[label], label=f'{label}, mean {table.dice[g].mean():.2f}')
-    ticks = [t for t in (.002, .005, .01, .02, .05, .1, .2, .5) if t > 1.5*floor]
+    ticks = [t for t in (.002, .005, .01, .02, .05, .1, .2, .5) if t > 3*floor]
     has_normals = int((area == 0).any())
     ax.set(xscale='log', ylim=(-.05, 1.05), xlabel='tumor area (share of the image)', ylabel='Dice')
     ax.set_xticks([floor][:has_normals] + ticks, ['none'][:has_normals] + [f'{t:.1%}' if t < .01 else f'{t:.0%}' for t in ticks])
@@ -120,7 +121,7 @@ code{overflow-wrap:anywhere}figure{margin:0}figcaption{color:var(--muted);font-s
 <h2>How to run it again</h2><p><code>{{ command }}</code></p><div class="scroll"><table class="wrap">{% for k, v in config %}<tr><td>{{ k }}</td><td><code>{{ v }}</code></td></tr>{% endfor %}</table></div>
 <footer><p>Research software, not a medical device. Made by busi_unetpp {{ version }}.</p></footer></body></html>'''
 
-# %% ../nbs/14_report.ipynb #348d9a81
+# %% ../nbs/14_report.ipynb #1b522420
 def _png(fig):
     buf = io.BytesIO()
     fig.savefig(buf, format='png', dpi=130)
@@ -140,7 +141,7 @@ def render_report(
     scalars = [k for k, v in metrics['test'].items() if not isinstance(v, dict)]
     return Environment(autoescape=True).from_string(_PAGE).render(
         title=f"U-Net++ on {config['dataset']['name']}, recipe {r['name']}",
-        subtitle=f"{config['dataset']['images']} images at {r['size']} x {r['size']}, {metrics['epochs']} epochs on {config['device']}, seed {r['seed']}, {config['finished']}",
+        subtitle=f"{config['dataset']['images']} images at {r['size']} x {r['size']}, {metrics['epochs']} epoch{'s' if metrics['epochs'] > 1 else ''} on {config['device']}, seed {r['seed']}, {config['finished']}",
         cols=list(t.columns), rows=[(p, s, [_number(v) for v in row]) for (p, s), row in zip(t.index, t.to_numpy().tolist())],
         note=(f"IoU is the mean of background and tumor, as in the paper. The weights are those of epoch {metrics['best_epoch']}, chosen by {r['monitor']} on the test part, as the paper does: "
               f"the test figures are therefore optimistic. The paper's rows are of BUSI at 196 x 196, this run's of {config['dataset']['name']} at {r['size']} x {r['size']}. Images of the same lesion may lie on both sides of the split."),
