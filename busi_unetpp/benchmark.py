@@ -9,7 +9,7 @@ __all__ = ['HEAD', 'row', 'as_line', 'process_seconds', 'measure_start', 'in_fre
            'stand_in', 'step_times', 'metric_seconds', 'measure_training', 'watch', 'measure_demo', 'measure',
            'describe_machine', 'main']
 
-# %% ../nbs/20_benchmark.ipynb #0467f0ec
+# %% ../nbs/20_benchmark.ipynb #6ecda1a8
 import json
 import os
 import platform
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from datetime import datetime, timezone
 from pathlib import Path
 from shutil import copyfile
@@ -44,12 +45,12 @@ def row(
     ratio = None if measured is None or limit is None else measured/limit
     return dict(what=what, measured=measured, unit=unit, limit=limit, ratio=ratio)
 
-# %% ../nbs/20_benchmark.ipynb #15b633b2
+# %% ../nbs/20_benchmark.ipynb #1b29e976
 HEAD = dict(what='what', measured='measured', limit='limit', ratio='ratio')
 
 def _number(value, unit):
     if value is None: return ''
-    return f'{value:.0f} {unit}' if value >= 100 else f'{value:.3g} {unit}' if value >= .01 else f'{value:.1g} {unit}'
+    return f'{value:{".0f" if value >= 100 else ".2g"}} {unit}'.strip()
 
 def as_line(
     row:dict, # From `row`, or `HEAD`
@@ -57,8 +58,8 @@ def as_line(
     "A row as a line of the table `what | measured | limit | ratio`."
     if row is HEAD: cells = row
     else: cells = dict(what=row['what'], measured=_number(row['measured'], row['unit']) or 'unknown', limit=_number(row['limit'], row['unit']),
-        ratio='' if row['ratio'] is None else f"{row['ratio']:.3f}")
-    return f"{cells['what']:<50} | {cells['measured']:>12} | {cells['limit']:>6} | {cells['ratio']:>6}".rstrip()
+        ratio=_number(row['ratio'], ''))
+    return f"{cells['what']:<54} | {cells['measured']:>14} | {cells['limit']:>6} | {cells['ratio']:>6}".rstrip()
 
 # %% ../nbs/20_benchmark.ipynb #f95ae57e
 def process_seconds(
@@ -90,7 +91,7 @@ def in_fresh_process(
     done = subprocess.run([sys.executable, '-c', code, json.dumps(args)], env={**os.environ, **env}, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
-# %% ../nbs/20_benchmark.ipynb #449e2293
+# %% ../nbs/20_benchmark.ipynb #4f2a8030
 def read_once(
     data:str, # The dataset's folder
     size:int, # Side of the network's input, pixels
@@ -112,7 +113,7 @@ def measure_reading(
     with tempfile.TemporaryDirectory() as cache:
         read = lambda: in_fresh_process('read_once', str(root), size, BUSI_CACHE=cache)
         cold, cached = read(), min(read()['seconds'] for _ in range(repeat))
-    what = f"{cold['images']} images ({root.name}) at {size} x {size}"
+    what = f"{cold['images']} images of {root.name} at {size}"
     return [row(f'{what}, empty cache', cold['seconds'], 's', 15), row(f'{what}, cached', cached, 's', 1)]
 
 # %% ../nbs/20_benchmark.ipynb #81aede5c
@@ -143,15 +144,16 @@ def _sync(device):
     import torch
     if device.type == 'cuda': torch.cuda.synchronize(device)
 
-# %% ../nbs/20_benchmark.ipynb #b3b0078b
+# %% ../nbs/20_benchmark.ipynb #51fb649d
 def step_times(
     learn, # From `busi_learner`; it is trained
-    seconds:float=10., # Stop after this time, but not before two steps
+    seconds:float=10., # Stop after this time or an epoch, but not before three steps
 )->tuple: # feeding and step, float `(steps,)` each, seconds, without the first step
     "Time of every batch's arrival and training step."
     from fastai.callback.core import Callback, CancelFitException
     stamps, device = [], learn.dls.device
     def stamp(cb):
+        if not cb.training: return
         _sync(device)
         stamps.append(time.perf_counter())
     def stamp_and_stop(cb):
@@ -160,8 +162,8 @@ def step_times(
     timer = Callback(before_batch=stamp, after_batch=stamp_and_stop)
     timer.order = 100  # after what other callbacks do to a batch
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=timer)
-    gaps = np.diff(stamps)                                      # step, feeding, step, feeding, ..., step, and perhaps validation
-    return gaps[1::2][:len(gaps)//2], gaps[2::2]
+    gaps = np.diff(stamps)  # step, feeding, step, ..., feeding, step
+    return gaps[1::2], gaps[2::2]
 
 # %% ../nbs/20_benchmark.ipynb #8ef05d36
 def metric_seconds(
@@ -179,7 +181,7 @@ def metric_seconds(
     _sync(mask.device)
     return (time.perf_counter() - start)/repeat
 
-# %% ../nbs/20_benchmark.ipynb #f43a5f02
+# %% ../nbs/20_benchmark.ipynb #4ab9f3b9
 def measure_training(
     recipe='paper', # Name of a recipe, or a `Recipe`
     device:str='auto', # Where to train
@@ -191,7 +193,7 @@ def measure_training(
     recipe = get_recipe(recipe)
     learn = busi_learner(_noise_dls(recipe, pick_device(device)), recipe)
     feed, step = map(np.median, step_times(learn, seconds))
-    what = f'recipe {recipe.name}, batch {recipe.batch_size} at {recipe.size} x {recipe.size}'
+    what = f'recipe {recipe.name}, batch {recipe.batch_size} at {recipe.size}'
     return [row(f'{what}: step', float(step)), row(f'recipe {recipe.name}: speed', float(recipe.batch_size/(feed + step)), 'images/s'),
         row(f'recipe {recipe.name}: feeding / step', float(100*feed/step), '%', 5), row(f'recipe {recipe.name}: metrics / step', 100*metric_seconds(learn)/float(step), '%', 5)]
 
@@ -219,21 +221,20 @@ def measure_demo()->list: # Rows
         seen = in_fresh_process('watch', command, 2, BUSI_CACHE=f'{tmp}/cache')
     return [row('busi-unetpp demo, 2 cores', seen['seconds'], 's', 180), row('busi-unetpp demo, largest resident memory', seen['peak'], 'GB', 2)]
 
-# %% ../nbs/20_benchmark.ipynb #f69db53d
+# %% ../nbs/20_benchmark.ipynb #741df098
 def measure(
     data=None, # The dataset's folder or its parent; if None, `BUSI_PATH`, and without that a stand-in of its size
     full:bool=False, # The demo too? It takes over a minute
 ): # Yields rows
     "Measure everything, a row at a time."
+    root = find_root(data) if data or os.environ.get('BUSI_PATH') else None  # a wrong path is found at once
     yield from measure_start()
-    if data is None and not os.environ.get('BUSI_PATH'):
-        with tempfile.TemporaryDirectory() as tmp: yield from measure_reading(stand_in(Path(tmp)/'stand-in'))
-    else: yield from measure_reading(data)
+    with tempfile.TemporaryDirectory() as tmp: yield from measure_reading(root or stand_in(Path(tmp)/'stand-in'))
     if full: yield from measure_demo()
     for recipe in ('demo', 'paper'): yield from measure_training(recipe)
 
-# %% ../nbs/20_benchmark.ipynb #00800969
-def describe_machine()->dict: # cpu, cores, load, device, versions, commit
+# %% ../nbs/20_benchmark.ipynb #e18ef549
+def describe_machine()->dict: # cpu, cores, device, versions, commit
     "What the measured times depend on."
     from busi_unetpp.loaders import pick_device
     from busi_unetpp.run import provenance
@@ -242,13 +243,15 @@ def describe_machine()->dict: # cpu, cores, load, device, versions, commit
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return dict(cpu=cpu, cores=cores, **provenance(pick_device('auto')))
 
-# %% ../nbs/20_benchmark.ipynb #7740010c
+# %% ../nbs/20_benchmark.ipynb #f35ebee6
 def main(
     data: Annotated[Optional[Path], typer.Option(help='BUSI: the folder with benign/, malignant/, normal/, or its parent. Default: $BUSI_PATH, or a simulated stand-in.')] = None,
     full: Annotated[bool, typer.Option('--full', help='Measure the demo too; takes over a minute.')] = False,
     out: Annotated[Optional[Path], typer.Option(help='Write the measurements and the machine to this JSON file.')] = None,
 ):
     "Measure on this machine what a user waits for, each against its limit. Nothing fails because of time."
+    warnings.filterwarnings('ignore', category=FutureWarning)  # as `busi-unetpp` does
+    # without --data: a path on somebody's disk is not for the record, and the rows name the dataset
     command = ['python', '-m', 'busi_unetpp.benchmark', *['--full']*full, *(['--out', str(out)] if out else [])]
     try:
         if out: check_writable(out.parent)

@@ -7,7 +7,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/run.html.md"""
 # %% auto #0
 __all__ = ['read_config', 'open_run', 'provenance', 'describe_data', 'evaluate_run', 'train_run', 'demo_run']
 
-# %% ../nbs/15_run.ipynb #569a7e2d
+# %% ../nbs/15_run.ipynb #e5afb268
 import hashlib
 import json
 import os
@@ -30,7 +30,7 @@ from .checkpoint import load_weights
 from .dataset import BusiError, count_classes, find_root, read_busi
 from .evaluate import evaluate_dls
 from .files import check_writable, write_csv, write_figure, write_json, write_file
-from .learner import Preview, Recipe, busi_learner, get_recipe, overfit_one_batch, preview_figure
+from .learner import Preview, Recipe, busi_learner, get_recipe, overfit_one_batch, preview_figure, spread
 from .loaders import busi_dls, check_data, pick_device
 from .losses import DiceLoss
 from .phantom import make_phantom
@@ -94,10 +94,10 @@ def describe_data(
     h.update(masks.tobytes())
     return dict(name=root.name, path=str(root), images=len(df), counts=count_classes(df).images.astype(int).to_dict(), pixels_sha256=h.hexdigest())
 
-# %% ../nbs/15_run.ipynb #78a29667
+# %% ../nbs/15_run.ipynb #883a1813
 def _score(out, config, df, images, masks, split, device, checks):
     "Evaluate the stored weights and write `metrics.json`, `per_image.csv`, the figures and the report."
-    recipe = get_recipe(Recipe(**config['recipe']))
+    recipe = Recipe(**config['recipe'])
     model = load_weights(out/'model.safetensors').to(device)
     dls = busi_dls(images, masks, split, recipe.batch_size, recipe.seed, device)
     metrics, table, probs = evaluate_dls(model, dls, DiceLoss(per_image=recipe.per_image_loss))
@@ -110,7 +110,9 @@ def _score(out, config, df, images, masks, split, device, checks):
     figures = [('Curves', curves, 'By epoch. The dashed line is the epoch whose weights were kept.'),
         ('Every test image', plot_dice(rows), 'Dice of each test image against the size of its tumor. An image without tumor scores 1 if nothing is predicted on it.'),
         ('Cases', cases, 'Image, true mask, prediction with the true outline: equal steps through the ranking by Dice, worst first; the last row is a normal image.')]
+    few = spread(test.sum())
     write_csv(out/'per_image.csv', table)
+    write_figure(out/'preview.png', preview_figure(images[test][few], masks[test][few], probs[few], f"test images, weights of epoch {metrics['best_epoch']}"))
     write_figure(out/'figure.png', cases)
     write_figure(out/'curves.png', curves)
     write_file(out/'report.html', render_report(config, metrics, figures, checks))
@@ -133,20 +135,18 @@ def evaluate_run(
         warnings.warn(f"{df.image_path.iloc[0].parent.parent}: the pixels are not those that {out} was trained on, so its numbers will differ.")
     return _score(out, config, df, images, masks, split, pick_device(device), check_data(df, images, masks, split).to_dict('records'))
 
-# %% ../nbs/15_run.ipynb #9c4d9d5e
+# %% ../nbs/15_run.ipynb #b4df219d
 def _say_checks(checks):
     for c in checks.itertuples(): print(f'  {c.status:8}{c.check}: {c.detail}')
     bad = checks[checks.status == 'error']
     if len(bad): raise BusiError(f"The data check failed: {bad.check.iloc[0]}: {bad.detail.iloc[0]}. Mend the data and run again.")
 
-def _requested(stored, recipe, overrides):
+def _continued(stored, recipe, overrides):
     "The recipe to continue with: the stored one, with the number of epochs now asked for; anything else that differs is refused."
-    mine = Recipe(**{**stored, 'model': {k: tuple(v) if isinstance(v, list) else v for k, v in stored['model'].items()}})
-    wanted = get_recipe(recipe or mine, **overrides)
-    for k, v in asdict(mine).items():
-        asked = recipe or overrides.get(k) is not None
-        if k != 'epochs' and asked and getattr(wanted, k) != v and (overrides.get(k) is not None or k == 'name'):
-            raise BusiError(f"This run was started with {k} {v!r}, not {getattr(wanted, k)!r}, and goes on with it. Leave the option out, or start a new run.")
+    mine = Recipe(**stored)
+    for k, v in dict(overrides, name=getattr(recipe, 'name', recipe)).items():
+        if v is not None and k != 'epochs' and v != getattr(mine, k):
+            raise BusiError(f"This run was started with {k} {getattr(mine, k)!r}, not {v!r}, and goes on with it. Leave the option out, or start a new run.")
     return get_recipe(mine, epochs=overrides.get('epochs'))
 
 # %% ../nbs/15_run.ipynb #7962c9bc
@@ -183,7 +183,7 @@ def _command(data, out, recipe, device, overrides):
     if device != 'auto': options['--device'] = device
     return shlex.join(['busi-unetpp', 'train', *(str(o) for kv in options.items() for o in kv)])
 
-# %% ../nbs/15_run.ipynb #2f58727a
+# %% ../nbs/15_run.ipynb #b09d1d6c
 def train_run(
     data, # The dataset's folder or its parent; for a resumed run None is where it was
     out, # The run's folder: new, empty, or unfinished if `resume`
@@ -201,7 +201,7 @@ def train_run(
     if not resume: find_root(data)
     out = open_run(out, resume)
     stored = read_config(out) if resume else None
-    if resume: recipe, data, split = _requested(stored['recipe'], recipe, overrides), data or stored['dataset']['path'], split or out/'split.csv'
+    if resume: recipe, data, split = _continued(stored['recipe'], recipe, overrides), data or stored['dataset']['path'], split or out/'split.csv'
     df, images, masks, split, checks = _load(data, recipe, split, out)
     config = dict(recipe=asdict(recipe), dataset=describe_data(df, images, masks), **provenance(device), started=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         command=stored['command'] if stored else _command(data, out, recipe, device_name, overrides))

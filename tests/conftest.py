@@ -1,0 +1,39 @@
+"""Shared by all tests: reproducible examples, a cache that is thrown away, a small phantom, and BUSI where it is on the disk."""
+import os
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile('busi', deadline=None, derandomize=True)  # the same examples everywhere, and no clock in a verdict
+settings.load_profile('busi')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def busi_cache(tmp_path_factory):
+    "The decoded images of a test run are kept away from the user's cache; commands started by tests inherit this."
+    with pytest.MonkeyPatch.context() as m:
+        folder = tmp_path_factory.mktemp('cache')
+        m.setenv('BUSI_CACHE', str(folder))
+        yield folder
+
+@pytest.fixture(scope='module')
+def one_thread():
+    "One thread for torch: on tiny networks the threads only wait for each other, and sums keep their order."
+    import torch
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+@pytest.fixture(scope='session')
+def small_phantom(tmp_path_factory):
+    "A dataset of 16 small simulated images (3 normal, 9 benign, 4 malignant), some with several masks. Not to be written to."
+    from busi_unetpp.phantom import make_phantom
+    return make_phantom(tmp_path_factory.mktemp('phantom')/'small', n=16, size=(64, 90))
+
+@pytest.fixture(scope='session')
+def busi_root():
+    "The real BUSI, or a skip that cannot be overlooked."
+    if not os.environ.get('BUSI_PATH'): pytest.skip('BUSI IS NOT HERE: set BUSI_PATH to test on the real dataset')
+    from busi_unetpp.dataset import find_root
+    return find_root()

@@ -1,0 +1,109 @@
+"""Files are written whole or not at all, also on a disk that is really full."""
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
+
+from busi_unetpp import files
+from busi_unetpp.dataset import BusiError
+from busi_unetpp.files import check_writable, write_csv, write_figure, write_file, write_json
+
+def names(folder): return sorted(p.name for p in folder.iterdir())
+
+@settings(max_examples=20)
+@given(st.lists(st.one_of(st.binary(max_size=3000), st.text(st.characters(blacklist_categories=['Cs']))), min_size=1, max_size=3))
+def test_what_is_written_last_is_there_alone(versions):
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp)/'a'/'b'/'file'
+        for data in versions: assert write_file(path, data) == path
+        assert path.read_bytes() == (data.encode() if isinstance(data, str) else data) and names(path.parent) == ['file']
+
+@pytest.mark.parametrize('code, why', [(errno.ENOSPC, 'disk is full'), (errno.EDQUOT, 'quota'), (errno.EFBIG, 'size limit'), (errno.EACCES, 'no permission'),
+    (errno.EROFS, 'read-only'), (errno.EIO, os.strerror(errno.EIO))])
+@pytest.mark.parametrize('step', ['fsync', 'replace', 'chmod', 'fdopen'])
+def test_a_failure_at_any_step_keeps_the_earlier_file(step, code, why, tmp_path, monkeypatch):
+    path = write_file(tmp_path/'state', 'first')
+    def fail(*args, **kw): raise OSError(code, os.strerror(code))
+    with monkeypatch.context() as m:
+        m.setattr(files.os, step, fail)
+        with pytest.raises(BusiError, match=f'state: could not be written: .*{why}'): write_file(path, 'second')
+    assert path.read_text() == 'first' and names(tmp_path) == ['state']
+
+def test_an_interrupt_leaves_nothing_half_written(tmp_path, monkeypatch):
+    path = write_file(tmp_path/'state', 'first')
+    def stop(fd): raise KeyboardInterrupt
+    monkeypatch.setattr(files.os, 'fsync', stop)
+    with pytest.raises(KeyboardInterrupt): write_file(path, 'second')
+    assert path.read_text() == 'first' and names(tmp_path) == ['state']
+
+def test_a_disk_that_is_really_full(tmp_path):
+    pytest.importorskip('resource')
+    code = ('import resource, signal, sys; from busi_unetpp.files import write_file; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY)); write_file(sys.argv[1], b"x"*4000)\n'
+            'try: write_file(sys.argv[1], b"y"*6000)\nexcept ValueError as e: print(type(e).__name__, e)')
+    r = subprocess.run([sys.executable, '-c', code, str(tmp_path/'state')], capture_output=True, text=True)
+    assert r.stdout.startswith('BusiError') and 'state: could not be written: the file size limit' in r.stdout, r.stderr
+    assert (tmp_path/'state').read_bytes() == b'x'*4000 and names(tmp_path) == ['state']
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    path, versions, seen = tmp_path/'f', [bytes([i])*50_000 for i in range(3)], []
+    write_file(path, versions[0])
+    writers = [threading.Thread(target=lambda v=v: [write_file(path, v) for _ in range(15)]) for v in versions[1:]]
+    for w in writers: w.start()
+    while any(w.is_alive() for w in writers): seen.append(path.read_bytes())
+    assert seen and all(s in versions for s in seen) and path.read_bytes() in versions[1:] and names(tmp_path) == ['f']
+
+def test_colleagues_may_read_it(tmp_path):
+    assert write_file(tmp_path/'f', 'x').stat().st_mode & 0o777 == 0o644
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_infinity=False) | st.text(st.characters(blacklist_categories=['Cs'])),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(st.characters(blacklist_categories=['Cs'])), v, max_size=3), max_leaves=8)
+
+@settings(max_examples=40)
+@given(json_values)
+def test_json_is_strict_and_reads_back(obj):
+    def no_nan(o):
+        if isinstance(o, dict): return {k: no_nan(v) for k, v in o.items()}
+        return [no_nan(v) for v in o] if isinstance(o, list) else None if isinstance(o, float) and math.isnan(o) else o
+    def refuse(name): raise AssertionError(f'{name} is not JSON')
+    with tempfile.TemporaryDirectory() as tmp:
+        assert json.loads(write_json(Path(tmp)/'x.json', obj).read_text(), parse_constant=refuse) == no_nan(obj)
+
+def test_csv_and_figure_read_back(tmp_path):
+    df = pd.DataFrame(dict(image=['a, "b".png', 'ü (1).png'], dice=[.1, 1/3]))
+    pd.testing.assert_frame_equal(pd.read_csv(write_csv(tmp_path/'t.csv', df)), df, check_exact=True)
+    assert b'\r' not in (tmp_path/'t.csv').read_bytes()
+    fig = Figure(figsize=(2, 1))
+    fig.subplots().plot([0, 1])
+    assert Image.open(write_figure(tmp_path/'f.png', fig, dpi=50)).size == (100, 50) and names(tmp_path) == ['f.png', 't.csv']
+
+def test_a_folder_is_tried_and_left_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert check_writable('~/deep/run') == tmp_path/'deep'/'run' and names(tmp_path/'deep'/'run') == []
+
+def test_below_a_file_nothing_can_be_written(tmp_path):
+    (tmp_path/'notes.txt').write_text('mine')
+    with pytest.raises(BusiError, match='notes.txt'): check_writable(tmp_path/'notes.txt'/'run')
+    assert (tmp_path/'notes.txt').read_text() == 'mine'
+
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='there is no /proc here')
+def test_a_folder_that_the_system_refuses():
+    with pytest.raises(BusiError, match='/proc/.*could not be written'): check_writable('/proc/busi_unetpp')
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='permissions do not stop root')
+def test_a_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(BusiError, match='no permission'): check_writable(tmp_path/'run')
+    finally: tmp_path.chmod(0o755)
