@@ -4,6 +4,9 @@ import os
 import pytest
 from hypothesis import settings
 
+# Several processes of a test run share the cores, and threads that wait for each other on a busy core are a hundred times slower than one.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 settings.register_profile('busi', deadline=None, derandomize=True)  # the same examples everywhere, and no clock in a verdict
 settings.load_profile('busi')
 
