@@ -27,7 +27,7 @@ DataOpt = Annotated[Optional[Path], typer.Option('--data', help='The dataset: th
 DataArg = Annotated[Optional[Path], typer.Argument(help='The dataset: the folder with benign/, malignant/, normal/, or its parent. Default: $BUSI_PATH.')]
 DeviceOpt = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, mps.')]
 
-# %% ../nbs/16_cli.ipynb #ebf38e9b
+# %% ../nbs/16_cli.ipynb #fb33c0bc
 def print_table1(
     run:Path, # A finished run's folder
 ):
@@ -39,8 +39,8 @@ def print_table1(
     t = table1(json.loads((Path(run)/'metrics.json').read_text()))
     config = json.loads((Path(run)/'config.json').read_text())
     data = f"{config['dataset']['name']} at {config['recipe']['size']} x {config['recipe']['size']}"
-    table = Table(title='Table 1', box=box.SIMPLE_HEAD, caption=f'IoU: mean of background and tumor. Paper: BUSI at 196 x 196. This run: {data}.')
-    for i, c in enumerate(('part', 'source', *t.columns)): table.add_column(c, justify='left' if i < 2 else 'right')
+    table = Table(title='Table 1', box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=f'IoU: mean of background and tumor. Paper: BUSI at 196 x 196. This run: {data}.')
+    for i, c in enumerate(('part', 'source', *t.columns)): table.add_column(c, justify='left' if i < 2 else 'right', no_wrap=True)
     for (part, source), row in t.iterrows():
         table.add_row(part, source, *('' if v != v else f'{v:.4f}' for v in row), style='bold' if source == 'this run' else None, end_section=source == 'predict nothing')
     console = Console()

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -59,10 +59,10 @@ def test_a_disk_that_is_really_full(tmp_path):
 def test_a_reader_never_sees_half_a_file(tmp_path):
     path, versions, seen = tmp_path/'f', [bytes([i])*50_000 for i in range(3)], []
     write_file(path, versions[0])
-    writers = [threading.Thread(target=lambda v=v: [write_file(path, v) for _ in range(15)]) for v in versions[1:]]
-    for w in writers: w.start()
-    while any(w.is_alive() for w in writers): seen.append(path.read_bytes())
-    assert seen and all(s in versions for s in seen) and path.read_bytes() in versions[1:] and names(tmp_path) == ['f']
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write_file, path, versions[1 + i % 2]) for i in range(40)]
+        while not all(w.done() for w in writers): seen.append(path.read_bytes())
+    assert all(w.result() == path for w in writers) and seen and all(s in versions for s in seen) and path.read_bytes() in versions[1:] and names(tmp_path) == ['f']
 
 def test_colleagues_may_read_it(tmp_path):
     assert write_file(tmp_path/'f', 'x').stat().st_mode & 0o777 == 0o644
