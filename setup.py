@@ -15,9 +15,9 @@ statuses = ['Planning', 'Pre-Alpha', 'Alpha', 'Beta', 'Production/Stable', 'Matu
 
 class SdistWithSettings(sdist):
     "A source archive that can be built again needs settings.ini, which setuptools does not pick up by itself."
-    def add_defaults(self):
-        super().add_defaults()
+    def make_distribution(self):
         self.filelist.append('settings.ini')
+        super().make_distribution()
 
 setup(
     cmdclass={'sdist': SdistWithSettings},

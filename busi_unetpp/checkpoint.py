@@ -79,7 +79,7 @@ class History(Callback):
             lr=float(self.opt.hypers[-1]['lr']), seconds=round(time.time() - self.started, 2)))
         write_csv(self.folder/'history.csv', pd.DataFrame(self.rows))
 
-# %% ../nbs/11_checkpoint.ipynb #3d4814f9
+# %% ../nbs/11_checkpoint.ipynb #27e269a2
 class Checkpoint(Callback):
     "Keeps the best weights and the state to resume from in `folder`; stops after `patience` epochs without a better `monitor`, and restores the best."
     order = 65
@@ -99,6 +99,7 @@ class Checkpoint(Callback):
     def last_path(self): return self.folder/'last.ckpt'
 
     def before_fit(self):
+        if self.best_epoch is not None and self.learn.first_epoch - 1 - self.best_epoch >= self.patience: raise CancelFitException()  # had stopped already
         names = list(self.recorder.metric_names[1:-1])
         if self.monitor not in names: raise BusiError(f"monitor {self.monitor!r} is not measured; there is {', '.join(names)}.")
 

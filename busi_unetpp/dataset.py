@@ -65,14 +65,17 @@ def read_gray(
         try: return to_gray(im)
         except Exception as e: raise _unreadable(path, f'truncated or damaged ({e})') from e
 
-# %% ../nbs/00_dataset.ipynb #2884586c
+# %% ../nbs/00_dataset.ipynb #2fd47548
 def read_mask(
     path, # Path of a mask file, black and white in any PNG mode
 )->np.ndarray: # uint8 `(H, W)`, 1 on the tumor, 0 elsewhere
     "One mask file as zeros and ones; raises `BusiError` if it cannot be read or is not black and white."
     a = read_gray(path)
+    with open_image(path) as im:
+        if im.mode.startswith('I'): a = np.asarray(im)  # 16 bits as they are: scaled to 8, a mask of 0 and 1 would be empty
     levels = np.unique(a)
-    if levels.size > 2 or not set(levels.tolist()) <= {0, 1, 255} or {1, 255} <= set(levels.tolist()):
+    white = levels[levels > 0]
+    if len(white) > 1 or not set(white.tolist()) <= {1, 255, 65535}:
         raise BusiError(f"{path}: the mask is not black and white ({levels.size} grey levels from {levels[0]} to {levels[-1]}). "
                         "Replace it with the original, or threshold it yourself and save it as a 1-bit PNG.")
     return (a > 0).astype(np.uint8)
@@ -99,12 +102,12 @@ def find_root(
                         "`busi-unetpp data fetch DEST` downloads BUSI, `busi-unetpp data phantom DEST` makes a stand-in.")
     return found[0]
 
-# %% ../nbs/00_dataset.ipynb #d21dd256
+# %% ../nbs/00_dataset.ipynb #3c70c27d
 def natural_key(
     name:str, # A file name or relative path
 )->list: # A sort key in which numbers compare as numbers
     "A key that sorts `benign (2).png` before `benign (10).png`."
-    return [int(s) if s.isdigit() else s.lower() for s in re.split(r'(\d+)', name)]
+    return [int(s) if s.isdecimal() else s.lower() for s in re.split(r'(\d+)', name)]
 
 # %% ../nbs/00_dataset.ipynb #1b8bf935
 _MASK = re.compile(r'(?P<stem>.+)_mask(?:_\d+)?$')
@@ -208,7 +211,7 @@ def count_classes(
     t.loc['all'] = t.sum()
     return t.rename_axis(None)
 
-# %% ../nbs/00_dataset.ipynb #bd652074
+# %% ../nbs/00_dataset.ipynb #03b3bceb
 def summarize(
     path=None, # The dataset's folder or its parent; `BUSI_PATH` if None
 )->dict: # `root`; `counts` (class -> images, masks, several_masks); `sizes` (width, height -> min, median, max); `problems` (list of dicts)
@@ -218,7 +221,7 @@ def summarize(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the problems are in the result
         df = read_busi(root, strict=False)
-    sizes = df[['width', 'height']].agg(['min', 'median', 'max']).astype(int)
+    sizes = df[['width', 'height']].agg(['min', 'median', 'max']).fillna(0).astype(int)
     return dict(root=str(root), counts=count_classes(df).astype(int).T.to_dict(), sizes=sizes.to_dict(), problems=problems.to_dict('records'))
 
 # %% ../nbs/00_dataset.ipynb #a553cbdb

@@ -7,10 +7,11 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/files.html.md"""
 # %% auto #0
 __all__ = ['write_file', 'write_json', 'write_csv', 'write_figure', 'check_writable']
 
-# %% ../nbs/04_files.ipynb #f8cf088b
+# %% ../nbs/04_files.ipynb #5d9ae3c0
 import errno
 import io
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -46,16 +47,17 @@ def write_file(
         if tmp and os.path.exists(tmp): os.unlink(tmp)
     return path
 
-# %% ../nbs/04_files.ipynb #b63fde72
+# %% ../nbs/04_files.ipynb #36892bfd
 def write_json(
     path, # Where to write
-    obj, # Dicts, lists, numbers, text; NaN becomes null, unknown objects their `str`
+    obj, # Dicts, lists, numbers, text; NaN and infinity become null, unknown objects their `str`
 )->Path: # The path
     "Write `obj` as indented JSON, whole or not at all."
     def clean(o):
         if isinstance(o, dict): return {str(k): clean(v) for k, v in o.items()}
         if isinstance(o, (list, tuple)): return [clean(v) for v in o]
-        return None if isinstance(o, float) and o != o else o
+        if hasattr(o, 'item'): o = o.item()  # numpy numbers
+        return None if isinstance(o, float) and not math.isfinite(o) else o
     return write_file(path, json.dumps(clean(obj), indent=1, default=str) + '\n')
 
 # %% ../nbs/04_files.ipynb #c6f9e403

@@ -8,8 +8,9 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/learner.html.md"""
 __all__ = ['RECIPES', 'Recipe', 'get_recipe', 'mixed_precision', 'busi_learner', 'overfit_one_batch', 'preview_figure', 'spread',
            'Preview']
 
-# %% ../nbs/12_learner.ipynb #78160732
+# %% ../nbs/12_learner.ipynb #2324f313
 import copy
+import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -32,7 +33,7 @@ from .metrics import busi_metrics
 from .preprocess import check_size, show_overlay
 from .unetpp import UNetPlusPlus
 
-# %% ../nbs/12_learner.ipynb #bf57185a
+# %% ../nbs/12_learner.ipynb #297321c2
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides how a network is trained; the defaults are the paper's."
@@ -52,9 +53,10 @@ class Recipe:
 
     def __post_init__(self):
         check_size(self.size)
-        for k in ('batch_size', 'epochs', 'patience'):
-            if getattr(self, k) < 1: raise BusiError(f"{k} {getattr(self, k)}: expected at least 1.")
-        if self.lr < 0: raise BusiError(f"lr {self.lr}: expected 0 or more.")
+        for k, low in dict(batch_size=1, epochs=1, patience=1, seed=0).items():
+            if not isinstance(v := getattr(self, k), int) or v < low: raise BusiError(f"{k} {v!r}: expected a whole number, at least {low}.")
+        if not (math.isfinite(self.lr) and self.lr >= 0): raise BusiError(f"lr {self.lr}: expected 0 or more.")
+        if not 0 < self.test_size < 1: raise BusiError(f"test_size {self.test_size}: expected a share between 0 and 1.")
 
 # %% ../nbs/12_learner.ipynb #ae9eb5cb
 RECIPES = {r.name: r for r in (

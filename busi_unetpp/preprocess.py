@@ -42,12 +42,12 @@ def resize_image(
     "The image resized to a square with an antialiased triangle filter (Pillow's `BILINEAR`); the aspect ratio changes."
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
-# %% ../nbs/05_preprocess.ipynb #84ed544c
+# %% ../nbs/05_preprocess.ipynb #d13f92e2
 def resize_mask(
     mask, # uint8 `(H, W)`, zeros and ones
     size:int=196, # Side of the result, pixels
 )->np.ndarray: # uint8 `(size, size)`, zeros and ones
-    "The mask resized to a square: a pixel is 1 where at least half of the area under it is (Pillow's `BOX`, then a threshold)."
+    "The mask resized to a square: a pixel is 1 where at least half of the pixels under it are (Pillow's `BOX`, then a threshold)."
     box = Image.fromarray(mask*np.uint8(255)).resize((size, size), Image.Resampling.BOX)
     return (np.asarray(box) >= 128).astype(np.uint8)
 
@@ -64,7 +64,7 @@ def load_pair(
         if m.shape != image.shape: raise BusiError(f"{p}: the mask is {m.shape[1]}x{m.shape[0]}, its image {image.shape[1]}x{image.shape[0]}. Restore the original mask.")
     return resize_image(image, size), resize_mask(merge_masks(masks), size)
 
-# %% ../nbs/05_preprocess.ipynb #43d1bcc4
+# %% ../nbs/05_preprocess.ipynb #04222041
 CACHE_FORMAT = 1  # to be raised whenever the pixels that `load_pair` returns change
 
 def fingerprint(
@@ -75,7 +75,7 @@ def fingerprint(
     for image, path, masks in zip(df.image, df.image_path, df.mask_paths):
         for p in (path, *masks):
             s = p.stat()
-            h.update(f'{image}|{p.name}|{s.st_size}|{s.st_mtime_ns}\n'.encode())
+            h.update(os.fsencode(f'{image}|{p.name}|{s.st_size}|{s.st_mtime_ns}\n'))
     return h.hexdigest()
 
 def cache_folder()->Path: # Where decoded arrays are kept

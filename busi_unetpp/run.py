@@ -119,14 +119,15 @@ def _score(out, config, df, images, masks, split, device, checks):
     write_json(out/'metrics.json', metrics)
     return json.loads((out/'metrics.json').read_text())
 
-# %% ../nbs/15_run.ipynb #5505c3d1
+# %% ../nbs/15_run.ipynb #ec99c100
 def evaluate_run(
     run, # The folder of a finished run
     data=None, # The dataset; where the run found it if None
     device:str='auto', # Where to compute
 )->dict: # `metrics.json`
     "Score a run's stored weights again and rewrite its numbers, figures and report; warns if the data have changed."
-    out, config = Path(run).expanduser(), read_config(run)
+    out = Path(run).expanduser()
+    config = read_config(out)
     if 'finished' not in config: raise BusiError(f"{out}: this run is not finished. Continue it with `busi-unetpp train --out {out} --resume`.")
     df = read_busi(data or config['dataset']['path'])
     images, masks = load_arrays(df, config['recipe']['size'])
@@ -135,7 +136,7 @@ def evaluate_run(
         warnings.warn(f"{df.image_path.iloc[0].parent.parent}: the pixels are not those that {out} was trained on, so its numbers will differ.")
     return _score(out, config, df, images, masks, split, pick_device(device), check_data(df, images, masks, split).to_dict('records'))
 
-# %% ../nbs/15_run.ipynb #b4df219d
+# %% ../nbs/15_run.ipynb #728d309f
 def _say_checks(checks):
     for c in checks.itertuples(): print(f'  {c.status:8}{c.check}: {c.detail}')
     bad = checks[checks.status == 'error']
@@ -144,7 +145,7 @@ def _say_checks(checks):
 def _continued(stored, recipe, overrides):
     "The recipe to continue with: the stored one, with the number of epochs now asked for; anything else that differs is refused."
     mine = Recipe(**stored)
-    for k, v in dict(overrides, name=getattr(recipe, 'name', recipe)).items():
+    for k, v in {**(asdict(recipe) if isinstance(recipe, Recipe) else dict(name=recipe)), **overrides}.items():
         if v is not None and k != 'epochs' and v != getattr(mine, k):
             raise BusiError(f"This run was started with {k} {getattr(mine, k)!r}, not {v!r}, and goes on with it. Leave the option out, or start a new run.")
     return get_recipe(mine, epochs=overrides.get('epochs'))
@@ -183,7 +184,7 @@ def _command(data, out, recipe, device, overrides):
     if device != 'auto': options['--device'] = device
     return shlex.join(['busi-unetpp', 'train', *(str(o) for kv in options.items() for o in kv)])
 
-# %% ../nbs/15_run.ipynb #b09d1d6c
+# %% ../nbs/15_run.ipynb #7f9f5b00
 def train_run(
     data, # The dataset's folder or its parent; for a resumed run None is where it was
     out, # The run's folder: new, empty, or unfinished if `resume`
@@ -207,11 +208,13 @@ def train_run(
         command=stored['command'] if stored else _command(data, out, recipe, device_name, overrides))
     if stored and stored['dataset']['pixels_sha256'] != config['dataset']['pixels_sha256']:
         raise BusiError(f"{data}: the pixels have changed since {out} was started, so it cannot go on. Restore the data, or start a new run.")
-    if stored: config |= dict(started=stored['started'], resumed=[*stored.get('resumed', []), config['started']])
+    if stored: config |= dict(started=stored['started'], resumed=[*stored.get('resumed', []), config['started']], one_batch=stored.get('one_batch'))
     write_json(out/'config.json', config)
     learn = busi_learner(busi_dls(images, masks, split, recipe.batch_size, recipe.seed, device), recipe, out)
     if (out/'last.ckpt').exists(): print(f'Resuming after epoch {learn.checkpoint.resume()}')
-    else: config['one_batch'] = _first_look(learn, out, started)
+    else:
+        config['one_batch'] = _first_look(learn, out, started)
+        write_json(out/'config.json', config)
     learn.add_cbs([Preview(out), *cbs])
     try: _fit(learn, recipe.epochs)
     except BusiError as e: raise BusiError(str(e).split(':\n\t', 1)[-1]) from e       # without fastai's 'Exception occurred in ...'

@@ -113,7 +113,7 @@ def glorot(
         nn.init.xavier_uniform_(m.weight)
         nn.init.zeros_(m.bias)
 
-# %% ../nbs/07_unetpp.ipynb #5e2e5819
+# %% ../nbs/07_unetpp.ipynb #19ac15a4
 class UNetPlusPlus(nn.Module):
     "The paper's U-Net++: `(N, in_channels, H, W)` in 0-1 to logits `(N, 1, H, W)`; probabilities are their sigmoid. Any size works."
     def __init__(self,
@@ -131,6 +131,7 @@ class UNetPlusPlus(nn.Module):
         widths = (*filters, bottleneck)
         self.level = len(filters) if depth is None else depth
         if not 1 <= self.level <= len(filters): raise BusiError(f"depth {depth}: expected 1 to {len(filters)}, the number of filters given.")
+        if n_heads < 1: raise BusiError(f"n_heads {n_heads}: expected at least 1, or there is no output.")
         widths = widths[:self.level + 1]
         self.deep_supervision = deep_supervision
         self.encoder = Encoder(in_channels, widths, kernel_size, dropout, growth)

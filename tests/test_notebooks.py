@@ -82,7 +82,7 @@ def test_modules_import_only_earlier_ones():
     order = [p.stem.split('_', 1)[1] for p in notebooks()]
     for i, name in enumerate(order):
         text = (ROOT/'busi_unetpp'/f'{name}.py').read_text()
-        later = [m for m in order[i:] if f'from busi_unetpp.{m} import' in text or f'import busi_unetpp.{m}' in text]
+        later = [m for m in order[i + 1:] if f'from busi_unetpp.{m} import' in text or f'import busi_unetpp.{m}' in text]
         assert not later, f'{name} imports {later}'
 
 
