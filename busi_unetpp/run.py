@@ -150,16 +150,15 @@ def _continued(stored, recipe, overrides):
             raise BusiError(f"This run was started with {k} {getattr(mine, k)!r}, not {v!r}, and goes on with it. Leave the option out, or start a new run.")
     return get_recipe(mine, epochs=overrides.get('epochs'))
 
-# %% ../nbs/15_run.ipynb #7962c9bc
-def _load(data, recipe, split, out):
-    "The table, arrays and split of a run; `split` may be a CSV."
+# %% ../nbs/15_run.ipynb #ab7749c4
+def _load(data, recipe, split):
+    "The table, arrays, split and data check of a run; `split` may be a CSV."
     df = read_busi(data)
     images, masks = load_arrays(df, recipe.size)
     chosen = read_split(split, df) if split else make_split(df, recipe.test_size, recipe.seed)
     checks = check_data(df, images, masks, chosen)
     print('Data check')
     _say_checks(checks)
-    write_csv(out/'split.csv', chosen)
     return df, images, masks, chosen, checks
 
 def _first_look(learn, out, started):
@@ -170,21 +169,21 @@ def _first_look(learn, out, started):
     print(f"One batch: loss {fit['first']:.3f} -> {fit['last']:.3f} in {fit['steps']} steps; first picture after {seconds} s: {out/'preview.png'}")
     return dict(first=fit['first'], last=fit['last'], steps=fit['steps'], images=fit['names'], picture_after_seconds=seconds)
 
-# %% ../nbs/15_run.ipynb #80b516ad
+# %% ../nbs/15_run.ipynb #743815e1
 def _fit(learn, epochs):
     "Train with bars where somebody is looking, and with a line an epoch elsewhere."
-    names = learn.recorder.metric_names if hasattr(learn.recorder, 'metric_names') else ['epoch', 'train_loss', 'valid_loss', *(m.name for m in learn.metrics), 'time']
     if sys.stdout.isatty() or 'ipykernel' in sys.modules: return learn.fit(epochs)
-    print('  '.join(f'{n:>13}' for n in names), flush=True)
+    print('  '.join(f'{n:>13}' for n in ('epoch', 'train_loss', 'valid_loss', *(m.name for m in learn.metrics), 'time')), flush=True)
     learn.logger = lambda log: print('  '.join(f'{v:13.4f}' if isinstance(v, float) else f'{v!s:>13}' for v in log), flush=True)
     with learn.no_bar(): learn.fit(epochs)
 
-def _command(data, out, recipe, device, overrides):
-    options = {'--data': data, '--recipe': recipe.name, '--out': out, **{f"--{k.replace('_', '-')}": v for k, v in overrides.items() if v is not None}}
-    if device != 'auto': options['--device'] = device
-    return shlex.join(['busi-unetpp', 'train', *(str(o) for kv in options.items() for o in kv)])
+def _command(data, out, recipe, device, split, overrides):
+    "The command that makes this run again; a recipe that is an object has no name to call it by."
+    if isinstance(recipe, Recipe): return 'busi_unetpp.run.train_run in Python, with the recipe stated here'
+    options = dict(data=data, recipe=recipe or 'paper', out=out, split=split, device=None if device == 'auto' else device, **overrides)
+    return shlex.join(['busi-unetpp', 'train', *(str(o) for k, v in options.items() if v is not None for o in (f"--{k.replace('_', '-')}", v))])
 
-# %% ../nbs/15_run.ipynb #7f9f5b00
+# %% ../nbs/15_run.ipynb #784e7736
 def train_run(
     data, # The dataset's folder or its parent; for a resumed run None is where it was
     out, # The run's folder: new, empty, or unfinished if `resume`
@@ -196,20 +195,23 @@ def train_run(
     **overrides, # Fields of the recipe to change: epochs, batch_size, size, seed, ...
 )->Path: # The folder
     "Train a network by a recipe and leave a complete run folder; raises `BusiError` for anything in the input that cannot be right."
-    started, device_name = time.time(), device
-    if not resume: recipe = get_recipe(recipe or 'paper', **overrides)            # a wrong name or size is found before anything is written
+    started, command = time.time(), _command(data, out, recipe, device, split, overrides)
     device = pick_device(device)
-    if not resume: find_root(data)
+    if not resume:                                                                # faults are found before anything is written
+        recipe = get_recipe(recipe or 'paper', **overrides)
+        find_root(data)
     out = open_run(out, resume)
-    stored = read_config(out) if resume else None
-    if resume: recipe, data, split = _continued(stored['recipe'], recipe, overrides), data or stored['dataset']['path'], split or out/'split.csv'
-    df, images, masks, split, checks = _load(data, recipe, split, out)
-    config = dict(recipe=asdict(recipe), dataset=describe_data(df, images, masks), **provenance(device), started=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        command=stored['command'] if stored else _command(data, out, recipe, device_name, overrides))
+    stored = read_config(out) if resume else {}
+    if resume:
+        recipe, data, command = _continued(stored['recipe'], recipe, overrides), data or stored['dataset']['path'], stored['command']
+        if (out/'split.csv').exists(): split = out/'split.csv'
+    df, images, masks, split, checks = _load(data, recipe, split)
+    config = dict(recipe=asdict(recipe), dataset=describe_data(df, images, masks), **provenance(device), started=datetime.now(timezone.utc).isoformat(timespec='seconds'), command=command)
     if stored and stored['dataset']['pixels_sha256'] != config['dataset']['pixels_sha256']:
         raise BusiError(f"{data}: the pixels have changed since {out} was started, so it cannot go on. Restore the data, or start a new run.")
     if stored: config |= dict(started=stored['started'], resumed=[*stored.get('resumed', []), config['started']], one_batch=stored.get('one_batch'))
     write_json(out/'config.json', config)
+    write_csv(out/'split.csv', split)
     learn = busi_learner(busi_dls(images, masks, split, recipe.batch_size, recipe.seed, device), recipe, out)
     if (out/'last.ckpt').exists(): print(f'Resuming after epoch {learn.checkpoint.resume()}')
     else:
