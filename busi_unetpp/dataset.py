@@ -29,11 +29,11 @@ class BusiError(ValueError):
 LABELS = ('normal', 'benign', 'malignant')
 LABEL_COLORS = {'normal': '#0072B2', 'benign': '#009E73', 'malignant': '#D55E00'}  # Okabe and Ito: safe for color-blind readers
 
-# %% ../nbs/00_dataset.ipynb #4e4a756a
+# %% ../nbs/00_dataset.ipynb #61ccd6f0
 def to_gray(
     im:Image.Image, # An opened image of any PNG mode
 )->np.ndarray: # uint8 `(H, W)`, 0-255
-    "Grey levels of `im`, whatever its mode."
+    "Gray levels of `im`, whatever its mode."
     if im.mode.startswith('I'): return np.round(np.asarray(im).astype(np.float64)/257).astype(np.uint8)
     if im.mode in ('LA', 'RGBA', 'PA') or 'transparency' in im.info:
         im = im.convert('RGBA')
@@ -56,16 +56,16 @@ def open_image(
     except BusiError: raise
     except Exception as e: raise _unreadable(path, f'not an image that can be read ({type(e).__name__})') from e
 
-# %% ../nbs/00_dataset.ipynb #51a4ce91
+# %% ../nbs/00_dataset.ipynb #b3919d53
 def read_gray(
     path, # Path of an image file
 )->np.ndarray: # uint8 `(H, W)`, 0-255
-    "Grey levels of an image file; raises `BusiError` if it is missing, empty, truncated or not an image."
+    "Gray levels of an image file; raises `BusiError` if it is missing, empty, truncated or not an image."
     with open_image(path) as im:
         try: return to_gray(im)
         except Exception as e: raise _unreadable(path, f'truncated or damaged ({e})') from e
 
-# %% ../nbs/00_dataset.ipynb #2fd47548
+# %% ../nbs/00_dataset.ipynb #6af8cd26
 def read_mask(
     path, # Path of a mask file, black and white in any PNG mode
 )->np.ndarray: # uint8 `(H, W)`, 1 on the tumor, 0 elsewhere
@@ -76,7 +76,7 @@ def read_mask(
     levels = np.unique(a)
     white = levels[levels > 0]
     if len(white) > 1 or not set(white.tolist()) <= {1, 255, 65535}:
-        raise BusiError(f"{path}: the mask is not black and white ({levels.size} grey levels from {levels[0]} to {levels[-1]}). "
+        raise BusiError(f"{path}: the mask is not black and white ({levels.size} gray levels from {levels[0]} to {levels[-1]}). "
                         "Replace it with the original, or threshold it yourself and save it as a 1-bit PNG.")
     return (a > 0).astype(np.uint8)
 

@@ -97,12 +97,12 @@ def envelope(
     echoes = np.asarray(echoes)
     return np.sqrt(np.mean(np.abs(echoes.reshape(-1, *echoes.shape[-2:]))**2, axis=0))
 
-# %% ../nbs/03_phantom.ipynb #a2712c5b
+# %% ../nbs/03_phantom.ipynb #2455b305
 def log_compress(
     amplitude, # Envelope, any shape, >= 0; 1 is white
     dynamic_range:float=60., # From black to white, dB
 )->np.ndarray: # uint8, same shape
-    "Grey levels of an envelope on a logarithmic scale, clipped at black and white."
+    "Gray levels of an envelope on a logarithmic scale, clipped at black and white."
     db = 20*np.log10(np.maximum(amplitude, 1e-9))
     return np.round(255*np.clip(1+db/dynamic_range, 0, 1)).astype(np.uint8)
 
@@ -447,7 +447,7 @@ def _is_made(dest, recipe):
     why = 'is not empty and holds no phantom' if not isinstance(found, dict) else f'already holds another or an incomplete phantom ({found})'
     raise BusiError(f"{dest}: the folder {why}. Choose another folder, or delete this one if you do not need it.")
 
-# %% ../nbs/03_phantom.ipynb #711d7c17
+# %% ../nbs/03_phantom.ipynb #6dce81ba
 def _write_cases(folder, n, seed, size):
     for label, count in class_counts(n).items():
         (folder/label).mkdir(parents=True)
@@ -475,6 +475,8 @@ def make_phantom(
             _write_cases(folder, recipe['n'], recipe['seed'], recipe['size'])
             (folder/'phantom.json').write_text(json.dumps({**recipe, 'files': len(list(folder.glob('*/*.png')))}))
             if dest.exists(): dest.rmdir() # empty, or _is_made would have refused; not every system renames over it
-            folder.rename(dest)
+            try: folder.rename(dest)
+            except OSError:
+                if not _is_made(dest, recipe): raise # unless another process has just made the same
     except OSError as e: raise BusiError(f"{dest}: cannot be written ({e.strerror or e}). Choose a folder that you may write to, on a disk with space.") from e
     return dest

@@ -256,7 +256,7 @@ def readme_text(
     linked = re.sub(r'\]\(([^)\s]+)\)', link, text)
     return f'{_README_NOTE}\n\n{linked}\n'
 
-# %% ../nbs/21_site.ipynb #a8c1f3da
+# %% ../nbs/21_site.ipynb #c6e2a2b8
 @call_parse
 def main(
     dest:str='_docs',  # folder that gets the site; an earlier site in it is replaced
@@ -264,10 +264,11 @@ def main(
     readme:bool=False, # write README.md from nbs/index.ipynb instead
 ):
     "Builds the documentation site without Quarto, and lists what is wrong with it."
-    if readme:
-        from nbdev.config import get_config
-        return print(write_file(Path(project)/'README.md', readme_text(Path(project)/'nbs'/'index.ipynb', get_config(project).doc_url)))
     try:
+        if readme:
+            need('nbdev')
+            from nbdev.config import get_config
+            return print(write_file(Path(project)/'README.md', readme_text(Path(project)/'nbs'/'index.ipynb', get_config(project).doc_url)))
         site = build_site(project, dest)
         found = check_site(site)
     except BusiError as e: sys.exit(str(e))

@@ -1,6 +1,7 @@
 "The notebooks run, the package is what they export, and they are clean."
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,12 +79,52 @@ def test_chapter_has_its_parts(path):
     assert not errors, 'an output is a traceback'
 
 
+def imported(text): return set(re.findall(r'^\s*(?:from|import) (?:busi_unetpp)?\.(\w+)', text, flags=re.M))
+
+
 def test_modules_import_only_earlier_ones():
+    assert imported('from .files import write_file\n    from busi_unetpp.run import demo_run\nimport busi_unetpp.cli') == {'files', 'run', 'cli'}
     order = [p.stem.split('_', 1)[1] for p in notebooks()]
-    for i, name in enumerate(order):
-        text = (ROOT/'busi_unetpp'/f'{name}.py').read_text()
-        later = [m for m in order[i + 1:] if f'from busi_unetpp.{m} import' in text or f'import busi_unetpp.{m}' in text]
-        assert not later, f'{name} imports {later}'
+    found = {name: imported((ROOT/'busi_unetpp'/f'{name}.py').read_text()) for name in order}
+    assert found['run'] >= {'learner', 'report', 'evaluate'}
+    later = {name: found[name] & set(order[i + 1:]) for i, name in enumerate(order)}
+    assert not any(later.values()), later
+
+
+def text_outputs(path):
+    for cell in json.loads(path.read_text())['cells']:
+        for o in cell.get('outputs', []):
+            yield o.get('name', ''), ''.join(o.get('text', '')) + ''.join(''.join(v) for k, v in o.get('data', {}).items() if k.startswith('text/'))
+
+
+@pytest.mark.parametrize('path', [*notebooks(), ROOT/'nbs'/'index.ipynb'], ids=lambda p: p.stem)
+def test_saved_outputs_are_fit_to_print(path):
+    for name, text in text_outputs(path):
+        assert name != 'stderr', text
+        assert not re.search(r'/root/|/work/|/home/|/tmp/tmp|Warning:', text), text
+
+
+def test_spelling_is_american():
+    words = re.compile(r'\b(grey|tumour|colour|centre|behaviour|normalis|optimis|initialis|recognis|analys(?:e|ing)\b|licence|neighbour)', flags=re.I)
+    allowed = re.compile(r"lightgrey|dimgrey|darkgrey")
+    for p in [*(ROOT/'nbs').glob('*.ipynb')]:
+        source = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text())['cells'])
+        assert not (m := words.search(allowed.sub('', source))), f'{p.name}: {source[max(0, m.start() - 40):m.end() + 40]}'
+
+
+def test_records_are_what_the_book_prints():
+    "README and the benchmark chapter show saved outputs; they must be those of the records that are here now."
+    readme = (ROOT/'README.md').read_text(encoding='utf-8')
+    runs = [p.parent for p in (ROOT/'nbs'/'records').glob('*/metrics.json')]
+    assert runs
+    for run in runs:
+        test, config = json.loads((run/'metrics.json').read_text())['test'], json.loads((run/'config.json').read_text())
+        assert ' | '.join(f'{test[k]:.3f}' for k in ('iou', 'accuracy', 'loss', 'tumor_iou', 'tumor_dice')) in readme, run
+        assert 'path' not in config['dataset'] and not re.search(r'/root|/work|/home|/tmp', (run/'config.json').read_text())
+    from busi_unetpp.benchmark import as_line
+    record = json.loads((ROOT/'nbs'/'records'/'benchmark.json').read_text())
+    shown = '\n'.join(text for _, text in text_outputs(ROOT/'nbs'/'20_benchmark.ipynb'))
+    for row in record['rows']: assert as_line(row) in shown, row
 
 
 def test_readme_is_what_the_index_says():

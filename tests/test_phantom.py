@@ -67,11 +67,11 @@ def test_path_loss_is_there_and_back():
 def behind(kind):
     z, x = (np.indices((190, 230))+.5)*.2
     spot = np.hypot((z-14)/4.5, (x-23)/6) < 1
-    def grey(i):
+    def gray(i):
         t = breast(np.random.default_rng(i), spot.shape, .2)
         if kind: t = add_lesion(t, spot, kind, np.random.default_rng(i+100))
         return bmode(t, np.random.default_rng(i+200))[100:140, 102:128].mean()
-    return np.mean([grey(i) for i in range(6)])
+    return np.mean([gray(i) for i in range(6)])
 
 def test_posterior_signs():
     cyst, fibroadenoma, none, carcinoma = map(behind, ('cyst', 'fibroadenoma', None, 'carcinoma'))
