@@ -2,6 +2,7 @@
 
 Modules:
 
+- `busi_unetpp.benchmark`: How fast it is on the machine at hand, each figure against its limit.
 - `busi_unetpp.checkpoint`: What a training writes down after each epoch, so that nothing is lost and anything can go on.
 - `busi_unetpp.cli`: `busi-unetpp`: every job of this book from a terminal.
 - `busi_unetpp.dataset`: Read BUSI from disk, count it, and look at it before any model does.

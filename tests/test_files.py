@@ -31,12 +31,12 @@ def test_what_is_written_last_is_there_alone(versions):
 
 @pytest.mark.parametrize('code, why', [(errno.ENOSPC, 'disk is full'), (errno.EDQUOT, 'quota'), (errno.EFBIG, 'size limit'), (errno.EACCES, 'no permission'),
     (errno.EROFS, 'read-only'), (errno.EIO, os.strerror(errno.EIO))])
-@pytest.mark.parametrize('step', ['fsync', 'replace', 'chmod', 'fdopen'])
+@pytest.mark.parametrize('step', ['open', 'fsync', 'replace'])
 def test_a_failure_at_any_step_keeps_the_earlier_file(step, code, why, tmp_path, monkeypatch):
     path = write_file(tmp_path/'state', 'first')
     def fail(*args, **kw): raise OSError(code, os.strerror(code))
     with monkeypatch.context() as m:
-        m.setattr(files.os, step, fail)
+        m.setattr(files if step == 'open' else files.os, step, fail, raising=step != 'open')  # a module's own `open` goes before the built-in one
         with pytest.raises(BusiError, match=f'state: could not be written: .*{why}'): write_file(path, 'second')
     assert path.read_text() == 'first' and names(tmp_path) == ['state']
 
@@ -65,7 +65,9 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert all(w.result() == path for w in writers) and seen and all(s in versions for s in seen) and path.read_bytes() in versions[1:] and names(tmp_path) == ['f']
 
 def test_colleagues_may_read_it(tmp_path):
-    assert write_file(tmp_path/'f', 'x').stat().st_mode & 0o777 == 0o644
+    umask = os.umask(0o022)
+    try: assert write_file(tmp_path/'f', 'x').stat().st_mode & 0o777 == 0o644
+    finally: os.umask(umask)
 
 json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_infinity=False) | st.text(st.characters(blacklist_categories=['Cs'])),
     lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(st.characters(blacklist_categories=['Cs'])), v, max_size=3), max_leaves=8)
