@@ -157,6 +157,20 @@ def _continued(stored, recipe, overrides):
             raise BusiError(f"This run was started with {k} {getattr(mine, k)!r}, not {v!r}, and goes on with it. Leave the option out, or start a new run.")
     return get_recipe(mine, epochs=overrides.get('epochs'))
 
+# %% ../nbs/15_run.ipynb #dc323e94
+def _plan(data, out, recipe, resume, split, command, overrides):
+    "Folder, recipe, data, split, command and stored configuration (empty for a new run); faults are found before anything is written."
+    if not resume:
+        recipe = get_recipe(recipe or 'paper', **overrides)
+        find_root(data)
+        return open_run(out), recipe, data, split, command, {}
+    out = open_run(out, resume)
+    stored = read_config(out)
+    if split: raise BusiError(f"{out}: a resumed run keeps its split. Leave --split out, or start a new run.")
+    return out, _continued(stored['recipe'], recipe, overrides), data or stored['dataset']['path'], out/'split.csv', stored['command'], stored
+
+def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
+
 # %% ../nbs/15_run.ipynb #ab7749c4
 def _load(data, recipe, split):
     "The table, arrays, split and data check of a run; `split` may be a CSV."
@@ -190,7 +204,7 @@ def _command(data, out, recipe, device, split, overrides):
     options = dict(data=data, recipe=recipe or 'paper', out=out, split=split, device=None if device == 'auto' else device, **overrides)
     return shlex.join(['busi-unetpp', 'train', *(str(o) for k, v in options.items() if v is not None for o in (f"--{k.replace('_', '-')}", v))])
 
-# %% ../nbs/15_run.ipynb #46f4fa1e
+# %% ../nbs/15_run.ipynb #20099e26
 def train_run(
     data, # The dataset's folder or its parent; for a resumed run None is where it was
     out, # The run's folder: new, empty, or unfinished if `resume`
@@ -205,17 +219,9 @@ def train_run(
     "Train a network by a recipe and leave a complete run folder; raises `BusiError` for anything in the input that cannot be right."
     started, command = time.time(), command or _command(data, out, recipe, device, split, overrides)
     device = pick_device(device)
-    if not resume:                                                                # faults are found before anything is written
-        recipe = get_recipe(recipe or 'paper', **overrides)
-        find_root(data)
-    out = open_run(out, resume)
-    stored = read_config(out) if resume else {}
-    if resume:
-        recipe, data, command = _continued(stored['recipe'], recipe, overrides), data or stored['dataset']['path'], stored['command']
-        if split: raise BusiError(f"{out}: a resumed run keeps its split. Leave --split out, or start a new run.")
-        split = out/'split.csv'
+    out, recipe, data, split, command, stored = _plan(data, out, recipe, resume, split, command, overrides)
     df, images, masks, split, checks = _load(data, recipe, split)
-    config = dict(recipe=asdict(recipe), dataset=describe_data(df, images, masks), **provenance(device), started=datetime.now(timezone.utc).isoformat(timespec='seconds'), command=command)
+    config = dict(recipe=asdict(recipe), dataset=describe_data(df, images, masks), **provenance(device), started=_now(), command=command)
     if stored and stored['dataset']['pixels_sha256'] != config['dataset']['pixels_sha256']:
         raise BusiError(f"{data}: the pixels have changed since {out} was started, so it cannot go on. Restore the data, or start a new run.")
     if stored: config |= dict(started=stored['started'], resumed=[*stored.get('resumed', []), config['started']], one_batch=stored.get('one_batch'))
@@ -229,7 +235,7 @@ def train_run(
     learn.add_cbs([Preview(out), *cbs])
     try: _fit(learn, recipe.epochs)
     except BusiError as e: raise BusiError(str(e).split(':\n\t', 1)[-1]) from e       # without fastai's 'Exception occurred in ...'
-    config |= dict(finished=datetime.now(timezone.utc).isoformat(timespec='seconds'), seconds=round(time.time() - started, 1))
+    config |= dict(finished=_now(), seconds=round(time.time() - started, 1))
     _score(out, config, df, images, masks, split, device, checks.to_dict('records'))
     write_json(out/'config.json', config)
     (out/'last.ckpt').unlink(missing_ok=True)
