@@ -255,7 +255,7 @@ def demo_run(
     data = make_phantom(cache_folder()/f'phantom-{VERSION}'/'phantom', n=120, seed=0)
     return train_run(data, out, 'demo', command='busi-unetpp demo', **kwargs)
 
-# %% ../nbs/15_run.ipynb #2481a057
+# %% ../nbs/15_run.ipynb #2d89bea1
 def record_run(
     run, # The folder of a finished run
     dest, # Where to put the record
@@ -264,8 +264,10 @@ def record_run(
     "Copy the small files of a run, without weights, pictures of the data and local paths; raises `BusiError` if the run is not finished."
     run, dest, config = Path(run), Path(dest), read_config(run)
     if 'finished' not in config: raise BusiError(f"{run}: this run is not finished, so there is nothing to record.")
-    path = config['dataset'].pop('path')
-    config['command'] = config['command'].replace(shlex.quote(path), config['dataset']['name']).replace(path, config['dataset']['name'])
+    del config['dataset']['path']
+    words = shlex.split(config['command'])
+    for option in {'--data', '--out', '--split'} & set(words): words[words.index(option) + 1] = Path(words[words.index(option) + 1]).name
+    config['command'] = shlex.join(words)
     write_json(dest/'config.json', config)
     names = ['split.csv', 'history.csv', 'metrics.json', 'per_image.csv', 'curves.png'] + ['figure.png', 'preview.png']*pictures
     for name in names: write_file(dest/name, (run/name).read_bytes())
