@@ -111,14 +111,14 @@ def _tumor_batch(dl):
     pick = pick[torch.linspace(0, len(pick) - 1, min(dl.bs, len(pick))).long()].tolist() # spread over large and small tumors
     return dl.create_batch(pick), [dl.names[i] for i in pick]
 
-# %% ../nbs/12_learner.ipynb #7027d215
+# %% ../nbs/12_learner.ipynb #9c31ad18
 def overfit_one_batch(
     learn:ResumableLearner, # Its network is copied
     seconds:float=20., # Stop after this time; at least three steps are made
     steps:int=40, # Stop after this many steps
     lr:float=1e-3, # Larger than a recipe's, because it has seconds
 )->dict: # `first`, `last` (Dice loss), `steps`, `names`, and arrays `images`, `masks`, `probs` of the batch
-    "Train a copy of the network on one batch; raises `BusiError` if the loss does not fall by a tenth."
+    "Train a copy of the network on one batch; raises `BusiError` if the loss does not fall (by a tenth in 20 steps or more)."
     dl, device = learn.dls.train, learn.dls.device
     (x, y), names = _tumor_batch(dl)
     model = copy.deepcopy(learn.model).to(device).train()
@@ -132,7 +132,8 @@ def overfit_one_batch(
         opt.zero_grad()
         loss.backward()
         opt.step()
-    if not min(losses[1:]) < .9*losses[0]:
+    enough = .9 if len(losses) >= 20 else .999  # a slow machine makes few steps; without dropout a loss that stands still is exactly the same
+    if not min(losses[1:]) < enough*losses[0]:
         raise BusiError(f"The network cannot fit one batch: the loss went from {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps on {', '.join(names)}. Look at these images and their masks.")
     last = logits[-1] if isinstance(logits, list) else logits
     return dict(first=losses[0], last=losses[-1], steps=len(losses), names=names, images=(x[:, 0]*255).byte().cpu().numpy(),
