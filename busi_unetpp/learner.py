@@ -10,11 +10,11 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/learner.html.md"""
 __all__ = ['RECIPES', 'Recipe', 'get_recipe', 'mixed_precision', 'busi_learner', 'overfit_one_batch', 'preview_figure', 'spread',
            'Preview']
 
-# %% ../nbs/12_learner.ipynb #c558aebf
+# %% ../nbs/12_learner.ipynb #49652ca4
 import copy
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.progress import ProgressCallback  # the import gives every Learner its progress bars
 from fastai.data.core import DataLoaders
 from fastai.optimizer import OptimWrapper
 from matplotlib.figure import Figure

@@ -10,10 +10,9 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/preprocess.html.md"""
 __all__ = ['SIZES', 'CACHE_FORMAT', 'check_size', 'resize_image', 'resize_mask', 'load_pair', 'fingerprint', 'cache_folder',
            'load_arrays', 'show_overlay']
 
-# %% ../nbs/05_preprocess.ipynb #6b57ce28
+# %% ../nbs/05_preprocess.ipynb #ab48628b
 import hashlib
 import io
-import json
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor

@@ -10,11 +10,10 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/run.html.md"""
 __all__ = ['read_config', 'open_run', 'provenance', 'describe_data', 'evaluate_run', 'train_run', 'demo_folder', 'demo_run',
            'record_run']
 
-# %% ../nbs/15_run.ipynb #75e58c5b
+# %% ../nbs/15_run.ipynb #442d7c48
 import hashlib
 import itertools
 import json
-import os
 import platform
 import shlex
 import subprocess

@@ -9,14 +9,13 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/split.html.md"""
 # %% auto #0
 __all__ = ['PARTS', 'make_split', 'read_split']
 
-# %% ../nbs/06_split.ipynb #5f99a0b8
+# %% ../nbs/06_split.ipynb #1587bb05
 from pathlib import Path
 
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from .dataset import LABELS, BusiError
-from .files import write_csv
+from .dataset import BusiError
 
 # %% ../nbs/06_split.ipynb #5082a138
 PARTS = ('train', 'test')
