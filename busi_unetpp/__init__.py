@@ -2,17 +2,23 @@
 
 Modules:
 
+- `busi_unetpp.augment`: What may change in an ultrasound image without changing the answer.
 - `busi_unetpp.benchmark`: How fast it is on the machine at hand, each figure against its limit.
+- `busi_unetpp.calibration`: Does a probability of 0.8 mean that eight of ten such pixels are tumor? Measure it, and mend it with one number.
 - `busi_unetpp.checkpoint`: What a training writes down after each epoch, so that nothing is lost and anything can go on.
+- `busi_unetpp.classical`: Segment without training: nothing, a fixed ellipse, Otsu's threshold, region growing and Chan-Vese, so that a network's gain is visible.
 - `busi_unetpp.cli`: `busi-unetpp`: every job of this book from a terminal.
 - `busi_unetpp.dataset`: Read BUSI from disk, count it, and look at it before any model does.
+- `busi_unetpp.encoder`: The nested decoder on an encoder that has already seen a million photographs.
 - `busi_unetpp.evaluate`: Score a trained network on both parts of its split, and place the paper's Table 1 beside it.
 - `busi_unetpp.fetch`: Get BUSI onto the disk, whole and checked, or say exactly what to do instead.
 - `busi_unetpp.files`: A file is either written whole or not at all.
 - `busi_unetpp.learner`: The paper's training as a recipe, and a fastai Learner that follows it.
+- `busi_unetpp.lesions`: Score a prediction where a reader sees it: on the image as it was taken, outline by outline and lesion by lesion.
 - `busi_unetpp.loaders`: From arrays to batches on the right device, and a look at the data before a network gets it.
 - `busi_unetpp.losses`: Dice loss from logits, over the batch as in the paper.
 - `busi_unetpp.manifest`: Tell whether a copy of BUSI is the published one, file by file.
+- `busi_unetpp.meanings`: Score the same predictions in every way met in the literature, so that any paper's figure can be placed, and read Table 1 with it.
 - `busi_unetpp.metrics`: Four counts per image, and everything that can be said with them.
 - `busi_unetpp.phantom`: Simulate breast ultrasound from its physics, so that everything in this book runs without a download.
 - `busi_unetpp.preprocess`: From files of every size to arrays of one size, decoded once.
@@ -20,6 +26,7 @@ Modules:
 - `busi_unetpp.run`: Data in, folder out: everything that a training leaves behind, and how to continue or repeat it.
 - `busi_unetpp.site`: Build these pages, and check them, with or without Quarto.
 - `busi_unetpp.split`: Which images train the network and which judge it, written down.
+- `busi_unetpp.stats`: 95 % intervals and paired tests that resample groups of copies, not single images.
 - `busi_unetpp.unetpp`: The paper's network, node by node, and drawn from the module itself."""
 
 __version__ = "0.1.0"

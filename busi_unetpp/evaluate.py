@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/evaluate.html.md"""
 # %% auto #0
 __all__ = ['PAPER_TABLE1', 'predict_loader', 'image_table', 'evaluate_dls', 'table1']
 
-# %% ../nbs/22_evaluate.ipynb #cb70e5f6
+# %% ../nbs/22_evaluate.ipynb #240deb7b
 import numpy as np
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ from .loaders import ArrayLoader
 from .losses import DiceLoss
 from .metrics import confusion, per_image_scores, set_scores
 
-# %% ../nbs/22_evaluate.ipynb #7b998ec2
+# %% ../nbs/22_evaluate.ipynb #708ad475
 @torch.no_grad()
 def predict_loader(
     model, # The network; put into evaluation mode
@@ -39,7 +39,7 @@ def predict_loader(
     if not np.isfinite(loss): raise BusiError("The network returns numbers that are not finite, and cannot be scored. Train it again; a lower learning rate or float32 may help.")
     return torch.cat(probs).numpy(), torch.cat(counts).cpu().numpy(), loss
 
-# %% ../nbs/22_evaluate.ipynb #4552a13e
+# %% ../nbs/22_evaluate.ipynb #7a8137fc
 def image_table(
     names, # Key of each image
     counts, # int `(N, 4)`: tp, fp, fn, tn
@@ -48,7 +48,7 @@ def image_table(
     "The scores of each image of one part."
     return pd.concat([pd.DataFrame(dict(image=list(names), label=[n.split('/')[0] for n in names], part=part)), per_image_scores(counts)], axis=1)
 
-# %% ../nbs/22_evaluate.ipynb #1fa7def2
+# %% ../nbs/22_evaluate.ipynb #6c0b1ece
 def evaluate_dls(
     model, # The trained network
     dls, # DataLoaders, from `busi_dls`
@@ -56,7 +56,8 @@ def evaluate_dls(
 )->tuple: # metrics (dict with `train` and `test`), per-image table, probabilities of the test part float32 `(N, size, size)`
     "Everything that is said about a trained network: `metrics['train']` and `metrics['test']` hold `iou`, `accuracy`, `loss` and the rest of `set_scores`."
     metrics, tables = {}, []
-    for part, dl in (('train', dls.train.new()), ('test', dls.valid)):
+    parts = ('train', 'test') if len(dls.loaders) == 2 else ('train', 'valid', 'test')   # without a validation part the test part is fastai's `valid`
+    for part, dl in zip(parts, (dls.train.new(), *dls.loaders[1:])):
         probs, counts, loss = predict_loader(model, dl, loss_func)
         tables.append(image_table(dl.names, counts, part))
         share = float((counts[:, 0] + counts[:, 2]).sum()/counts.sum())
@@ -67,7 +68,7 @@ def _by_label(table):
     "Mean Dice and IoU over the images of each class."
     return {label: dict(images=len(g), image_dice=float(g.dice.mean()), image_iou=float(g.iou.mean())) for label, g in table.groupby('label')}
 
-# %% ../nbs/22_evaluate.ipynb #7d26838f
+# %% ../nbs/22_evaluate.ipynb #04c7a8d7
 PAPER_TABLE1 = {'train': dict(iou=.5383, accuracy=.8880, loss=.5749), 'test': dict(iou=.5667, accuracy=.9124, loss=.5963)}
 
 def table1(

@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/loaders.html.md"""
 # %% auto #0
 __all__ = ['pick_device', 'ArrayLoader', 'busi_dls', 'check_data']
 
-# %% ../nbs/14_loaders.ipynb #6dad9a00
+# %% ../nbs/14_loaders.ipynb #20b7e916
 import hashlib
 import random
 
@@ -21,7 +21,7 @@ from fastai.data.load import DataLoader
 
 from .dataset import LABELS, BusiError, predict_nothing
 
-# %% ../nbs/14_loaders.ipynb #5800449e
+# %% ../nbs/14_loaders.ipynb #f7bc9c4f
 def pick_device(
     name:str='auto', # `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, ...
 )->torch.device: # A device that is there
@@ -38,7 +38,7 @@ def pick_device(
         raise BusiError(f"device {name!r} cannot be used: {why}. Use auto or cpu, or install a PyTorch build for that device.") from None
     return device
 
-# %% ../nbs/14_loaders.ipynb #757c2e29
+# %% ../nbs/14_loaders.ipynb #f93f14d7
 class ArrayLoader(DataLoader):
     "Batches `(image, mask)`, float32 `(N, 1, size, size)` in 0-1, picked from arrays that lie on the device."
     def __init__(self,
@@ -65,7 +65,7 @@ class ArrayLoader(DataLoader):
 
     def retain(self, res, b): return res  # fastai would try to keep the type of an item, and items are numbers here
 
-# %% ../nbs/14_loaders.ipynb #1d936a24
+# %% ../nbs/14_loaders.ipynb #2ecf0076
 def busi_dls(
     images, # uint8 `(N, size, size)`, 0-255, as from `load_arrays`
     masks, # uint8 `(N, size, size)`, zeros and ones
@@ -73,15 +73,16 @@ def busi_dls(
     batch_size:int=2, # Images in a batch, as in the paper
     seed:int=42, # Seed of the training order
     device='auto', # As for `pick_device`
-)->DataLoaders: # `train` (shuffled) and `valid` (the test part, as in the paper)
-    "fastai DataLoaders of the two parts of a split."
+)->DataLoaders: # `train` (shuffled), `valid`, and `test` if the split has a validation part; without one the test part is `valid`, as in the paper
+    "fastai DataLoaders of the parts of a split."
     device = pick_device(str(device))
     def part(name, shuffle):
         rows = (split.part == name).to_numpy()
         return ArrayLoader(images[rows], masks[rows], split.image[rows], batch_size, shuffle, seed, device)
-    return DataLoaders(part('train', True), part('test', False), device=device)
+    judges = [p for p in ('valid', 'test') if (split.part == p).any()]
+    return DataLoaders(part('train', True), *(part(p, False) for p in judges), device=device)
 
-# %% ../nbs/14_loaders.ipynb #d057b11d
+# %% ../nbs/14_loaders.ipynb #a1107a15
 def _file_twins(df, split):
     "Groups of image files with identical content, and how many of them are on both sides of the split."
     digest = df.image_path.map(lambda p: hashlib.sha256(p.read_bytes()).hexdigest())
@@ -89,7 +90,7 @@ def _file_twins(df, split):
     twins = [g for _, g in groups if len(g) > 1]
     return twins, [g for g in twins if g.part.nunique() > 1]
 
-# %% ../nbs/14_loaders.ipynb #19e9d9c9
+# %% ../nbs/14_loaders.ipynb #27b166c6
 def check_data(
     df:pd.DataFrame, # From `read_busi`
     images, # uint8 `(N, size, size)`, as from `load_arrays`
@@ -111,6 +112,9 @@ def check_data(
     say('classes', (counts == 0).any(axis=None), '; '.join(f'{p}: ' + ', '.join(f'{n} {c}' for c, n in counts[p].items()) for p in counts), 'warning')
     twins, across = _file_twins(df, split)
     say('duplicates', len(twins), f'{len(twins)} group(s) of identical files, {len(across)} of them in both parts' + (f", first {' = '.join(twins[0].image)}" if twins else ''), 'warning')
+    if 'group' in split:
+        parts = split.groupby('group').part.nunique()
+        say('leaks', (parts > 1).any(), f'{split.group.nunique()} groups of images of one lesion, {(parts > 1).sum()} of them in more than one part', 'warning')
     nothing = predict_nothing(masks.mean())
     say('imbalance', False, f"tumor covers {masks.mean():.1%} of the pixels; predicting nothing scores accuracy {nothing['accuracy']:.3f}, IoU {nothing['iou']:.3f}")
     return pd.DataFrame(rows, columns=['check', 'status', 'detail'])

@@ -9,13 +9,13 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/metrics.html.md"""
 # %% auto #0
 __all__ = ['COUNTS', 'confusion', 'per_image_scores', 'set_scores', 'ConfusionCounter', 'ConfusionMetric', 'busi_metrics']
 
-# %% ../nbs/13_metrics.ipynb #0bdba834
+# %% ../nbs/13_metrics.ipynb #76503bfe
 import numpy as np
 import pandas as pd
 import torch
 from fastai.metrics import Metric
 
-# %% ../nbs/13_metrics.ipynb #8816b480
+# %% ../nbs/13_metrics.ipynb #0d4bf4c8
 COUNTS = ['tp', 'fp', 'fn', 'tn']
 
 def confusion(
@@ -26,7 +26,7 @@ def confusion(
     pred, true = logits.flatten(1) > 0, mask.flatten(1) > .5
     return torch.stack([(pred & true).sum(1), (pred & ~true).sum(1), (~pred & true).sum(1), (~pred & ~true).sum(1)], dim=1)
 
-# %% ../nbs/13_metrics.ipynb #853a05be
+# %% ../nbs/13_metrics.ipynb #ab3f61ba
 def _ratio(a, b, otherwise):
     "`a / b`, and `otherwise` where `b` is 0."
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
@@ -42,7 +42,7 @@ def per_image_scores(
     df['precision'], df['recall'] = _ratio(tp, tp + fp, (fn == 0).astype(float)), _ratio(tp, tp + fn, 1.)
     return df
 
-# %% ../nbs/13_metrics.ipynb #3495def9
+# %% ../nbs/13_metrics.ipynb #cd7c5444
 def set_scores(
     counts, # int `(N, 4)`: tp, fp, fn, tn of each image
 )->dict: # Name -> number, 0-1
@@ -58,7 +58,7 @@ def set_scores(
         image_iou=mean(each.iou), image_dice=mean(each.dice), image_iou_with_tumor=mean(each.iou[~empty]), image_dice_with_tumor=mean(each.dice[~empty]),
         clean_normals=mean((each.fp == 0)[empty]))
 
-# %% ../nbs/13_metrics.ipynb #94cdf359
+# %% ../nbs/13_metrics.ipynb #69826ac2
 class ConfusionCounter:
     "Collects the counts of each batch on its device; several `ConfusionMetric`s share one."
     def __init__(self): self.reset()
@@ -92,4 +92,4 @@ def busi_metrics(
 )->list: # fastai metrics
     "Metrics for a Learner that share one pass over each batch."
     counter = ConfusionCounter()
-    return [ConfusionMetric(k, counter) for k in keys or ('iou', 'accuracy', 'tumor_iou', 'tumor_dice', 'image_dice', 'clean_normals')]
+    return [ConfusionMetric(k, counter) for k in keys or ('iou', 'accuracy', 'tumor_iou', 'tumor_dice', 'image_dice', 'image_dice_with_tumor', 'clean_normals')]

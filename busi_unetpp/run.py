@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/run.html.md"""
 __all__ = ['read_config', 'open_run', 'provenance', 'describe_data', 'evaluate_run', 'train_run', 'demo_folder', 'demo_run',
            'record_run']
 
-# %% ../nbs/28_run.ipynb #442d7c48
+# %% ../nbs/28_run.ipynb #06b2a812
 import hashlib
 import itertools
 import json
@@ -33,15 +33,14 @@ from .checkpoint import load_weights
 from .dataset import BusiError, count_classes, find_root, read_busi
 from .evaluate import evaluate_dls
 from .files import check_writable, write_csv, write_figure, write_json, write_file
-from .learner import Preview, Recipe, busi_learner, get_recipe, overfit_one_batch, preview_figure, spread
+from .learner import Preview, Recipe, busi_learner, get_recipe, make_loss, overfit_one_batch, preview_figure, spread
 from .loaders import busi_dls, check_data, pick_device
-from .losses import DiceLoss
 from .phantom import VERSION, make_phantom
 from .preprocess import cache_folder, load_arrays
 from .report import pick_cases, plot_cases, plot_curves, plot_dice, render_report
-from .split import make_split, read_split
+from .split import check_leaks, make_split, read_split
 
-# %% ../nbs/28_run.ipynb #010badc9
+# %% ../nbs/28_run.ipynb #af0a8062
 def read_config(
     run, # A run's folder
 )->dict: # `config.json`
@@ -65,7 +64,7 @@ def open_run(
     elif out.is_dir() and any(out.iterdir()): raise BusiError(f"{out}: is not empty and holds no run. Choose a new folder with --out.")
     return check_writable(out)
 
-# %% ../nbs/28_run.ipynb #1dd830e0
+# %% ../nbs/28_run.ipynb #5b71aeb8
 def _git_commit():
     "The commit this package is run from, with `+` if its files differ from it; None outside a git checkout."
     here = Path(busi_unetpp.__file__).parent
@@ -86,7 +85,7 @@ def provenance(
     libs = ('torch', 'fastai', 'numpy', 'pandas', 'pillow', 'scikit-learn')
     return dict(device=_device_name(device), versions=dict(busi_unetpp=busi_unetpp.__version__, python=platform.python_version(), **{n: version(n) for n in libs}), commit=_git_commit())
 
-# %% ../nbs/28_run.ipynb #c55298f0
+# %% ../nbs/28_run.ipynb #f0fa6193
 def describe_data(
     df:pd.DataFrame, # From `read_busi`
     images, # uint8 `(N, size, size)`
@@ -98,13 +97,13 @@ def describe_data(
     h.update(masks.tobytes())
     return dict(name=root.name, path=str(root), images=len(df), counts=count_classes(df).images.astype(int).to_dict(), pixels_sha256=h.hexdigest())
 
-# %% ../nbs/28_run.ipynb #883a1813
+# %% ../nbs/28_run.ipynb #47f9cd49
 def _score(out, config, df, images, masks, split, device, checks):
     "Evaluate the stored weights and write `metrics.json`, `per_image.csv`, the figures and the report."
     recipe = Recipe(**config['recipe'])
     model = load_weights(out/'model.safetensors').to(device)
     dls = busi_dls(images, masks, split, recipe.batch_size, recipe.seed, device)
-    metrics, table, probs = evaluate_dls(model, dls, DiceLoss(per_image=recipe.per_image_loss))
+    metrics, table, probs = evaluate_dls(model, dls, make_loss(recipe))
     history = pd.read_csv(out/'history.csv')
     metrics |= dict(epochs=len(history), best_epoch=int(history[recipe.monitor].idxmax()))
     test = (split.part == 'test').to_numpy()
@@ -123,7 +122,7 @@ def _score(out, config, df, images, masks, split, device, checks):
     write_json(out/'metrics.json', metrics)
     return json.loads((out/'metrics.json').read_text())
 
-# %% ../nbs/28_run.ipynb #804d04a7
+# %% ../nbs/28_run.ipynb #99fcdd99
 def evaluate_run(
     run, # The folder of a finished run
     data=None, # The dataset; where the run found it if None
@@ -134,20 +133,22 @@ def evaluate_run(
     config = read_config(out)
     if 'finished' not in config: raise BusiError(f"{out}: this run is not finished. Continue it with `busi-unetpp train --out {out} --resume`.")
     df = read_busi(data or config['dataset']['path'])
-    images, masks = load_arrays(df, config['recipe']['size'])
-    split = read_split(out/'split.csv', df)
+    split = read_split(out/'split.csv', df[df.image.isin(pd.read_csv(out/'split.csv').image)]) # the run may have left images out
+    used = df.image.isin(split.image).to_numpy()
+    images, masks = (a[used] for a in load_arrays(df, config['recipe']['size']))
+    df = df[used].reset_index(drop=True)
     trained, config['dataset'] = config['dataset'], describe_data(df, images, masks)
     if config['dataset']['pixels_sha256'] != trained['pixels_sha256']:
         warnings.warn(f"{df.image_path.iloc[0].parent.parent}: the pixels are not those that {out} was trained on, so its numbers will differ.")
     return _score(out, config, df, images, masks, split, pick_device(device), check_data(df, images, masks, split).to_dict('records'))
 
-# %% ../nbs/28_run.ipynb #8fffc007
+# %% ../nbs/28_run.ipynb #d86ebfc9
 def _say_checks(checks):
     for c in checks.itertuples(): print(f'  {c.status:8}{c.check}: {c.detail}')
     bad = checks[checks.status == 'error']
     if len(bad): raise BusiError(f"The data check failed: {bad.check.iloc[0]}: {bad.detail.iloc[0]}. Mend the data and run again.")
 
-# %% ../nbs/28_run.ipynb #543e0a85
+# %% ../nbs/28_run.ipynb #ca9b5067
 def _continued(stored, recipe, overrides):
     "The recipe to continue with: the stored one, with the number of epochs now asked for; anything else that differs is refused."
     mine = Recipe(**stored)
@@ -156,7 +157,7 @@ def _continued(stored, recipe, overrides):
             raise BusiError(f"This run was started with {k} {getattr(mine, k)!r}, not {v!r}, and goes on with it. Leave the option out, or start a new run.")
     return get_recipe(mine, epochs=overrides.get('epochs'))
 
-# %% ../nbs/28_run.ipynb #dc323e94
+# %% ../nbs/28_run.ipynb #c7d4f728
 def _plan(data, out, recipe, resume, split, command, overrides):
     "Folder, recipe, data, split, command and stored configuration (empty for a new run); faults are found before anything is written."
     if not resume:
@@ -170,12 +171,15 @@ def _plan(data, out, recipe, resume, split, command, overrides):
 
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
-# %% ../nbs/28_run.ipynb #ab7749c4
-def _load(data, recipe, split):
+# %% ../nbs/28_run.ipynb #f9e5c52f
+def _load(data, recipe, split, refuse_leaks):
     "The table, arrays, split and data check of a run; `split` may be a CSV."
     df = read_busi(data)
-    images, masks = load_arrays(df, recipe.size)
-    chosen = read_split(split, df) if split else make_split(df, recipe.test_size, recipe.seed)
+    chosen = read_split(split, df) if split else make_split(df, recipe.split, recipe.test_size, recipe.split_seed, recipe.fold, recipe.folds)
+    if refuse_leaks: check_leaks(chosen, split or 'the split')
+    used = df.image.isin(chosen.image).to_numpy()
+    images, masks = (a[used] for a in load_arrays(df, recipe.size))
+    df = df[used].reset_index(drop=True)
     checks = check_data(df, images, masks, chosen)
     print('Data check')
     _say_checks(checks)
@@ -189,7 +193,7 @@ def _first_look(learn, out, started):
     print(f"One batch: loss {fit['first']:.3f} -> {fit['last']:.3f} in {fit['steps']} steps; first picture after {seconds} s: {out/'preview.png'}")
     return dict(first=fit['first'], last=fit['last'], steps=fit['steps'], images=fit['names'], picture_after_seconds=seconds)
 
-# %% ../nbs/28_run.ipynb #743815e1
+# %% ../nbs/28_run.ipynb #a694161f
 def _fit(learn, epochs):
     "Train with bars where somebody is looking, and with a line an epoch elsewhere."
     if sys.stdout.isatty() or 'ipykernel' in sys.modules: return learn.fit(epochs)
@@ -203,14 +207,15 @@ def _command(data, out, recipe, device, split, overrides):
     options = dict(data=data, recipe=recipe or 'paper', out=out, split=split, device=None if device == 'auto' else device, **overrides)
     return shlex.join(['busi-unetpp', 'train', *(str(o) for k, v in options.items() if v is not None for o in (f"--{k.replace('_', '-')}", v))])
 
-# %% ../nbs/28_run.ipynb #20099e26
+# %% ../nbs/28_run.ipynb #52bff85a
 def train_run(
     data, # The dataset's folder or its parent; for a resumed run None is where it was
     out, # The run's folder: new, empty, or unfinished if `resume`
     recipe=None, # Name of a recipe or a `Recipe`; `paper` if None
     device:str='auto', # `auto`, `cpu`, `cuda`, ...
     resume:bool=False, # Continue the unfinished run in `out`?
-    split=None, # A CSV with the columns `image`, `part`, to be used instead of a new split
+    split=None, # A file or folder for `read_split`, to be used instead of a new split
+    allow_leaks:bool=False, # Train on a split file that has images of one lesion on both sides, to repeat a published protocol?
     cbs=(), # Further fastai callbacks
     command=None, # What `config.json` says to run it again; made from the arguments if None
     **overrides, # Fields of the recipe to change: epochs, batch_size, size, seed, ...
@@ -219,7 +224,7 @@ def train_run(
     started, command = time.time(), command or _command(data, out, recipe, device, split, overrides)
     device = pick_device(device)
     out, recipe, data, split, command, stored = _plan(data, out, recipe, resume, split, command, overrides)
-    df, images, masks, split, checks = _load(data, recipe, split)
+    df, images, masks, split, checks = _load(data, recipe, split, refuse_leaks=not (stored or allow_leaks) and (split or recipe.split != 'paper'))
     config = dict(recipe=asdict(recipe), dataset=describe_data(df, images, masks), **provenance(device), started=_now(), command=command)
     if stored and stored['dataset']['pixels_sha256'] != config['dataset']['pixels_sha256']:
         raise BusiError(f"{data}: the pixels have changed since {out} was started, so it cannot go on. Restore the data, or start a new run.")
@@ -240,7 +245,7 @@ def train_run(
     (out/'last.ckpt').unlink(missing_ok=True)
     return out
 
-# %% ../nbs/28_run.ipynb #6141a138
+# %% ../nbs/28_run.ipynb #d8f26de4
 def demo_folder()->Path: # `busi-demo`, `busi-demo-2`, ...
     "The first name for a demo's folder that is free here."
     return next(p for i in itertools.count(1) if not (p := Path('busi-demo' if i == 1 else f'busi-demo-{i}')).exists())
@@ -254,7 +259,7 @@ def demo_run(
     data = make_phantom(cache_folder()/f'phantom-{VERSION}'/'phantom', n=120, seed=0)
     return train_run(data, out, 'demo', command='busi-unetpp demo', **kwargs)
 
-# %% ../nbs/28_run.ipynb #2d89bea1
+# %% ../nbs/28_run.ipynb #b80b7efe
 def record_run(
     run, # The folder of a finished run
     dest, # Where to put the record
