@@ -2,17 +2,23 @@
 
 Modules:
 
+- `busi_unetpp.assess`: Everything this book knows how to say about a set of predictions, said at once.
 - `busi_unetpp.augment`: What may change in an ultrasound image without changing the answer.
 - `busi_unetpp.benchmark`: How fast it is on the machine at hand, each figure against its limit.
 - `busi_unetpp.calibration`: Does a probability of 0.8 mean that eight of ten such pixels are tumor? Measure it, and mend it with one number.
+- `busi_unetpp.ceiling`: Measure how well BUSI's outlines agree with each other where the same picture was outlined twice.
 - `busi_unetpp.checkpoint`: What a training writes down after each epoch, so that nothing is lost and anything can go on.
 - `busi_unetpp.classical`: Segment without training: nothing, a fixed ellipse, Otsu's threshold, region growing and Chan-Vese, so that a network's gain is visible.
 - `busi_unetpp.cli`: `busi-unetpp`: every job of this book from a terminal.
+- `busi_unetpp.compare`: Is one run better than another, or luckier?
 - `busi_unetpp.dataset`: Read BUSI from disk, count it, and look at it before any model does.
+- `busi_unetpp.duplicates`: Find the images that show the same lesion, so that none of them trains a network that another one judges.
 - `busi_unetpp.encoder`: The nested decoder on an encoder that has already seen a million photographs.
 - `busi_unetpp.evaluate`: Score a trained network on both parts of its split, and place the paper's Table 1 beside it.
+- `busi_unetpp.export`: Hand the network to programs that know nothing of this package: one file that takes the pixels of an image and gives a probability for each.
 - `busi_unetpp.fetch`: Get BUSI onto the disk, whole and checked, or say exactly what to do instead.
 - `busi_unetpp.files`: A file is either written whole or not at all.
+- `busi_unetpp.images`: Read what a hospital, a scanner or a friend hands over: PNG, JPEG, TIFF, BMP and DICOM, one frame at a time, with the size of a pixel where it is known.
 - `busi_unetpp.learner`: The paper's training as a recipe, and a fastai Learner that follows it.
 - `busi_unetpp.lesions`: Score a prediction where a reader sees it: on the image as it was taken, outline by outline and lesion by lesion.
 - `busi_unetpp.loaders`: From arrays to batches on the right device, and a look at the data before a network gets it.
@@ -27,6 +33,7 @@ Modules:
 - `busi_unetpp.site`: Build these pages, and check them, with or without Quarto.
 - `busi_unetpp.split`: Which images train the network and which judge it, written down.
 - `busi_unetpp.stats`: 95 % intervals and paired tests that resample groups of copies, not single images.
+- `busi_unetpp.uncertainty`: Which of its own predictions will be wrong? Ask the network the same question several times, and send the image to a human when the answers differ.
 - `busi_unetpp.unetpp`: The paper's network, node by node, and drawn from the module itself."""
 
 __version__ = "0.1.0"

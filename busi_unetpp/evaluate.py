@@ -48,21 +48,22 @@ def image_table(
     "The scores of each image of one part."
     return pd.concat([pd.DataFrame(dict(image=list(names), label=[n.split('/')[0] for n in names], part=part)), per_image_scores(counts)], axis=1)
 
-# %% ../nbs/22_evaluate.ipynb #6c0b1ece
+# %% ../nbs/22_evaluate.ipynb #92a251e0
 def evaluate_dls(
     model, # The trained network
     dls, # DataLoaders, from `busi_dls`
     loss_func=None, # The paper's Dice loss if None
-)->tuple: # metrics (dict with `train` and `test`), per-image table, probabilities of the test part float32 `(N, size, size)`
-    "Everything that is said about a trained network: `metrics['train']` and `metrics['test']` hold `iou`, `accuracy`, `loss` and the rest of `set_scores`."
-    metrics, tables = {}, []
+)->tuple: # metrics (part -> dict), per-image table, probabilities (part -> float32 `(N, size, size)`) of all parts but `train`
+    "What is said about a trained network at its own size: `metrics['train']` and `metrics['test']` hold `iou`, `accuracy`, `loss` and the rest of `set_scores`."
+    metrics, tables, maps = {}, [], {}
     parts = ('train', 'test') if len(dls.loaders) == 2 else ('train', 'valid', 'test')   # without a validation part the test part is fastai's `valid`
     for part, dl in zip(parts, (dls.train.new(), *dls.loaders[1:])):
         probs, counts, loss = predict_loader(model, dl, loss_func)
+        if part != 'train': maps[part] = probs
         tables.append(image_table(dl.names, counts, part))
         share = float((counts[:, 0] + counts[:, 2]).sum()/counts.sum())
         metrics[part] = dict(images=len(counts), loss=loss, **set_scores(counts), by_label=_by_label(tables[-1]), predict_nothing=predict_nothing(share))
-    return metrics, pd.concat(tables, ignore_index=True), probs
+    return metrics, pd.concat(tables, ignore_index=True), maps
 
 def _by_label(table):
     "Mean Dice and IoU over the images of each class."

@@ -8,28 +8,18 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/meanings.html.md"""
 
 # %% auto #0
 __all__ = ['MEANINGS', 'PROB_MEANINGS', 'AT_ORIGINAL', 'class_ious', 'count_meanings', 'keras_mean_iou', 'iou_meanings',
-           'plot_meanings', 'meanings_record', 'two_class_iou', 'tumor_iou_bounds', 'plot_two_class',
-           'implied_tumor_scores', 'averaged_tumor_bounds']
+           'plot_meanings', 'two_class_iou', 'tumor_iou_bounds', 'plot_two_class', 'implied_tumor_scores',
+           'averaged_tumor_bounds']
 
-# %% ../nbs/24_meanings.ipynb #19502d5e
-import json
-from pathlib import Path
-
+# %% ../nbs/24_meanings.ipynb #746b7657
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
-from .checkpoint import load_weights
-from .dataset import BusiError, LABELS, read_busi
-from .evaluate import predict_loader
-from .files import write_csv
-from .lesions import score_images
-from .loaders import busi_dls, pick_device
+from .dataset import BusiError, LABELS
 from .metrics import COUNTS, confusion
-from .preprocess import load_arrays
-from .split import read_split
 
 # %% ../nbs/24_meanings.ipynb #c6c5f425
 def class_ious(
@@ -144,27 +134,6 @@ def plot_meanings(
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
     return fig
-
-# %% ../nbs/24_meanings.ipynb #9aacc298
-def meanings_record(
-    run, # The folder of a finished run
-    data=None, # The dataset; where the run found it if None
-    out=None, # A CSV to write the table to
-    device:str='auto', # Where to compute
-)->pd.DataFrame: # As from `iou_meanings`
-    "Every meaning of IoU for the test part of a run; raises `BusiError` if the folder holds no run or the data are not those it was split from."
-    run = Path(run)
-    try: config = json.loads((run/'config.json').read_text())
-    except (OSError, ValueError): raise BusiError(f"{run}: no run here whose config.json can be read. Make one with `busi-unetpp train`.") from None
-    df, device = read_busi(data or config['dataset']['path']), pick_device(device)
-    split, recipe = read_split(run/'split.csv', df), config['recipe']
-    images, masks = load_arrays(df, recipe['size'])
-    test = (split.part == 'test').to_numpy()
-    dls = busi_dls(images, masks, split, recipe['batch_size'], recipe['seed'], device)
-    probs, _, _ = predict_loader(load_weights(run/'model.safetensors').to(device), dls.loaders[-1])                # the test part comes last
-    table = iou_meanings(probs, masks[test], split.label[test], score_images(df[test], probs), recipe['batch_size'])
-    if out: write_csv(out, table)
-    return table
 
 # %% ../nbs/24_meanings.ipynb #d19a71a3
 def two_class_iou(

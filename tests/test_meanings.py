@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from busi_unetpp.dataset import BusiError
 from busi_unetpp.evaluate import PAPER_TABLE1
 from busi_unetpp.meanings import (AT_ORIGINAL, MEANINGS, PROB_MEANINGS, averaged_tumor_bounds, class_ious, count_meanings, implied_tumor_scores, iou_meanings,
-    keras_mean_iou, meanings_record, plot_meanings, plot_two_class, tumor_iou_bounds, two_class_iou)
+    keras_mean_iou, plot_meanings, plot_two_class, tumor_iou_bounds, two_class_iou)
 
 shares = st.floats(.01, .6)
 counts_of_an_image = st.tuples(*[st.integers(0, 50)]*3, st.integers(1, 200))
@@ -144,28 +144,3 @@ def test_figures_show_all_meanings_and_points():
     fig = plot_meanings(pd.DataFrame(dict(name=list(MEANINGS), value=np.linspace(.1, .9, len(MEANINGS)))))
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == list(MEANINGS)
     assert len(plot_two_class(points={'here': (.5, .7)}).axes[0].lines) == 3
-
-def test_a_run_is_scored_in_the_order_of_its_images(small_phantom, tmp_path):
-    import torch
-    from busi_unetpp.checkpoint import load_weights, save_weights
-    from busi_unetpp.dataset import read_busi
-    from busi_unetpp.lesions import score_images
-    from busi_unetpp.preprocess import load_arrays
-    from busi_unetpp.split import make_split
-    from busi_unetpp.unetpp import UNetPlusPlus
-    narrow = dict(filters=(4, 6), bottleneck=8)
-    split = make_split(read_busi(small_phantom), test_size=.4)
-    split.to_csv(tmp_path/'split.csv', index=False)
-    (tmp_path/'config.json').write_text(json.dumps(dict(recipe=dict(size=48, batch_size=2, seed=0), dataset=dict(path=str(small_phantom)))))
-    torch.manual_seed(0)
-    save_weights(tmp_path/'model.safetensors', UNetPlusPlus(**narrow), narrow)
-    table = meanings_record(tmp_path, out=tmp_path/'table.csv', device='cpu')
-    assert pd.read_csv(tmp_path/'table.csv').value.tolist() == pytest.approx(table.value.tolist(), nan_ok=True)
-    # the same by hand
-    images, masks = load_arrays(read_busi(small_phantom), 48)
-    test = (split.part == 'test').to_numpy()
-    x = torch.tensor(images[test])[:, None].float()/255
-    with torch.no_grad(): probs = load_weights(tmp_path/'model.safetensors')(x).sigmoid()[:, 0].numpy()
-    by_hand = iou_meanings(probs, masks[test], split.label[test], score_images(read_busi(small_phantom)[test], probs))
-    assert table.value.tolist() == pytest.approx(by_hand.value.tolist(), abs=1e-5) and len(table) == 15
-    with pytest.raises(BusiError, match='no run here'): meanings_record(tmp_path/'nowhere')
