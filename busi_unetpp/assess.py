@@ -24,7 +24,7 @@ from .lesions import by_group, score_images, summarize_scores
 from .meanings import iou_meanings
 from .stats import interval_table
 
-# %% ../nbs/27_assess.ipynb #a15024d0
+# %% ../nbs/27_assess.ipynb #e6b30283
 SHADES = {'as trained': '#0072B2', 'after temperature scaling': '#D55E00'}
 
 def _temperature(probs, masks):
@@ -52,6 +52,7 @@ def plot_calibration(
     fig = Figure(figsize=(4.2, 4), layout='constrained')
     ax = fig.subplots()
     for state, g in table.groupby('state', sort=False): plot_reliability(g, ax, state, SHADES[state])
+    ax.legend(frameon=False, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), markerscale=.7)       # above the curves, which start and end in corners
     return fig
 
 # %% ../nbs/27_assess.ipynb #c2670d3f

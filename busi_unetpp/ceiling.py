@@ -40,7 +40,7 @@ def carry_mask(
     seen = warp(np.ones(mask.shape), transform, output_shape=shape, order=0, cval=0) > .5
     return (warp(mask.astype(float), transform, output_shape=shape, order=1, cval=0) > .5).astype(np.uint8), seen
 
-# %% ../nbs/23_ceiling.ipynb #2088585a
+# %% ../nbs/23_ceiling.ipynb #3583dc90
 def compare_outlines(
     a, # `(H, W)` zeros and ones: outline on the first picture
     b, # Zeros and ones: outline on the second
@@ -55,7 +55,7 @@ def compare_outlines(
     s = score_image(b[box], inside[box].astype(np.uint8))
     area = float((whole.sum() + b.sum())/2/a.size)
     kept = float(inside.sum()/whole.sum()) if whole.any() else 1.
-    return {k: s[k] for k in ('dice', 'iou', 'hd95', 'assd')} | dict(area=area, size_band=size_band(area), bigger=float(b.sum()/max(1, inside.sum())), kept=kept)
+    return {k: float(s[k]) for k in ('dice', 'iou', 'hd95', 'assd')} | dict(area=area, size_band=size_band(area), bigger=float(b.sum()/max(1, inside.sum())), kept=kept)
 
 # %% ../nbs/23_ceiling.ipynb #8f85780a
 def same_picture_pairs(
@@ -166,5 +166,5 @@ def main(
         raise typer.Exit(1)
     print(table[['by', 'value', 'pairs', 'groups', 'dice', 'dice_low', 'dice_high', 'dice_median', 'iou', 'hd95', 'assd', 'identical']].round(3).to_string(index=False))
 
-# %% ../nbs/23_ceiling.ipynb #06c08e03
+# %% ../nbs/23_ceiling.ipynb #5a0f4f18
 if __name__ == '__main__': typer.run(main)

@@ -33,18 +33,17 @@ from .lesions import to_original
 from .preprocess import resize_image
 from .run import provenance
 
-# %% ../nbs/34_export.ipynb #98aed002
+# %% ../nbs/34_export.ipynb #5c16933e
 def triangle_weights(
     n:int, # Pixels before; may be symbolic, while a graph is traced
     m:int, # Pixels after; may be symbolic
     device=None, # Where to make them
-)->torch.Tensor: # float32 `(m, n)`, rows sum to 1
+)->torch.Tensor: # float32 `(m, n)`, whole numbers; to be divided by the sum of their row
     "The weights with which Pillow's `BILINEAR` makes `m` pixels of `n`."
     old, new = ((2*torch.arange(k, device=device) + 1)*other for k, other in ((n, m), (m, n)))
-    weights = (2*torch.sym_max(n, m) - (old - new[:, None]).abs()).clamp(min=0)
-    return weights/weights.sum(1, keepdim=True)
+    return (2*torch.sym_max(n, m) - (old - new[:, None]).abs()).clamp(min=0).float()
 
-# %% ../nbs/34_export.ipynb #8fbfe9c1
+# %% ../nbs/34_export.ipynb #81739a8f
 def resize(
     x, # float32 `(N, H, W)`
     height:int, # Pixels after
@@ -52,9 +51,10 @@ def resize(
     whole:bool=False, # Round to whole gray levels, as Pillow does with `uint8`?
 )->torch.Tensor: # float32 `(N, height, width)`
     "The images or maps at another size, as Pillow's `BILINEAR` makes them."
+    across, down = triangle_weights(x.shape[-1], width, x.device), triangle_weights(x.shape[-2], height, x.device)
     fit = (lambda t: (t + .5).floor()) if whole else (lambda t: t)
-    x = fit(x@triangle_weights(x.shape[-1], width, x.device).T)
-    return fit(triangle_weights(x.shape[-2], height, x.device)@x)
+    x = fit(x@across.T/across.sum(1))
+    return fit(down@x/down.sum(1, keepdim=True))
 
 # %% ../nbs/34_export.ipynb #7829d9ac
 class Deployed(nn.Module):

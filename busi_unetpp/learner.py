@@ -80,10 +80,10 @@ class Recipe:
         if not 0 <= self.ema < 1: raise BusiError(f"ema {self.ema}: expected 0 or more, and less than 1.")
         if not 0 < self.test_size < 1: raise BusiError(f"test_size {self.test_size}: expected a share between 0 and 1.")
 
-# %% ../nbs/17_learner.ipynb #a88158e8
+# %% ../nbs/17_learner.ipynb #1b512d29
 RECIPES = {r.name: r for r in (
     Recipe(),
-    Recipe('strong', size=256, batch_size=16, epochs=20, lr=1e-3, weight_decay=.02, monitor='image_dice_with_tumor', patience=20, split='kfold', loss='dice_bce', per_image_loss=True,
+    Recipe('strong', size=256, batch_size=16, epochs=16, lr=1e-3, weight_decay=.02, monitor='image_dice_with_tumor', patience=16, split='kfold', loss='dice_bce', per_image_loss=True,
         smooth=1., schedule='one_cycle', encoder_lr=.3, pretrained='auto', augment=1., ema=.99, cpu_bf16=True,
         model=dict(encoder='tf_efficientnet_lite0', filters=(32, 48, 64, 128), kernel_size=3, deep_supervision=True, presence=True)),
     Recipe('demo', size=96, epochs=12, lr=1e-3, model=dict(filters=(8, 12, 16, 24, 32), bottleneck=48)),
@@ -98,7 +98,7 @@ def get_recipe(
     recipe = name if isinstance(name, Recipe) else RECIPES[name]
     return replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
 
-# %% ../nbs/17_learner.ipynb #0d187af8
+# %% ../nbs/17_learner.ipynb #e9ae7379
 class CpuBF16(Callback):
     "Mixed precision in bfloat16 on a processor; the weights and the loss stay in float32."
     order = MixedPrecision.order
@@ -138,7 +138,7 @@ def busi_learner(
     recipe='paper', # Name of a recipe, or a `Recipe`
     out=None, # Folder for history and checkpoints; if None, a temporary one that goes with the learner
 )->ResumableLearner: # Train it with `learn.fit(recipe.epochs)`; `learn.recipe` is the recipe
-    "A fastai Learner around `UNetPlusPlus` that follows a recipe: Dice loss, AdamW, best checkpoint and early stop on validation IoU."
+    "A fastai Learner around `UNetPlusPlus` that follows a recipe: its loss, AdamW, schedule, augmentation, best checkpoint and early stop."
     recipe = get_recipe(recipe)
     device = torch.device(dls.device)
     torch.manual_seed(recipe.seed)

@@ -79,19 +79,24 @@ def make_split(
         if not (split.part == part).any(): raise BusiError(f"The {part} part of fold {fold} is empty: {split.group.nunique()} groups are too few for {folds} folds. Use fewer folds, or add images.")
     return split
 
-# %% ../nbs/07_split.ipynb #1fe58a58
+# %% ../nbs/07_split.ipynb #0632033f
 def _find_names(names, df, path):
     "The keys of `df` that the names mean: `benign/benign (1).png`, `benign (1).png` or `benign (1)`."
-    short = {form: key for key in df.image for form in (key, key.rsplit('.', 1)[0], key.split('/')[-1], key.split('/')[-1].rsplit('.', 1)[0])}
-    names = [n.strip().replace('\\', '/') for n in names if n.strip()]
-    unknown = [n for n in names if n not in short]
+    short = pd.Series({}, dtype=object)
+    for form in (lambda k: k, lambda k: k.rsplit('.', 1)[0], lambda k: k.split('/')[-1], lambda k: k.split('/')[-1].rsplit('.', 1)[0]):
+        forms = df.image.map(form)
+        new = pd.Series(df.image.to_numpy(), forms)[~forms.duplicated(keep=False).to_numpy()]              # a form that fits two images is none
+        short = pd.concat([short, new[~new.index.isin(short.index)]])
+    short = short.to_dict()
+    found = [next((short[form] for form in (n, n.strip(), n.strip().replace('\\', '/')) if form in short), None) for n in names]
+    unknown = [n for n, key in zip(names, found) if key is None]
     if unknown: raise BusiError(f"{path}: {unknown[0]!r} is not in the dataset ({len(unknown)} such). Make a new split, or use the dataset that this one was made for.")
-    return [short[n] for n in names]
+    return found
 
 def _read_lists(folder, df):
     lists = {part: next((p for n in names if (p := folder/f'{n}.txt').is_file()), None) for part, names in dict(train=('train',), valid=('valid', 'val'), test=('test',)).items()}
     if not (lists['train'] and lists['test']): raise BusiError(f"{folder}: no split to read. Expected train.txt and test.txt, a name a line, and valid.txt if there is one.")
-    rows = [(key, part) for part, path in lists.items() if path for key in _find_names(path.read_text().splitlines(), df, path)]
+    rows = [(key, part) for part, path in lists.items() if path for key in _find_names([n for n in path.read_text().splitlines() if n.strip()], df, path)]
     split = pd.DataFrame(rows, columns=['image', 'part'])
     rest = df.image[~df.image.isin(split.image)]
     return pd.concat([split, pd.DataFrame(dict(image=rest, part='unused'))], ignore_index=True)
@@ -101,7 +106,7 @@ def _read_csv(path, df):
     except Exception as e: raise BusiError(f"{path}: not a split that can be read ({e}). Expected a CSV with the columns image, part.") from None
     missing = {'image', 'part'} - set(split.columns)
     if missing: raise BusiError(f"{path}: no column {sorted(missing)[0]!r}. Expected a CSV with the columns image, part.")
-    split['image'] = _find_names(split.image, df, path)
+    split['image'] = _find_names(split.image.fillna(''), df, path)
     return split
 
 # %% ../nbs/07_split.ipynb #6e1e22d0

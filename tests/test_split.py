@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from busi_unetpp.dataset import LABELS, BusiError
 from busi_unetpp.files import write_csv
-from busi_unetpp.split import make_split, read_split
+from busi_unetpp.split import PARTS, check_leaks, find_leaks, image_groups, make_split, read_split
 
 def table(counts, names=None):
     "A dataset's table with so many images a class."
@@ -26,14 +26,14 @@ def test_any_split_is_stratified_disjoint_and_complete(counts, seed, share):
     df = table(counts)
     n_test = int(np.ceil(share*len(df)))
     if n_test < 3:
-        with pytest.raises(BusiError, match='Cannot split'): make_split(df, share, seed)
+        with pytest.raises(BusiError, match='Cannot split'): make_split(df, test_size=share, seed=seed)
         return
-    split = make_split(df, share, seed)
-    assert split.image.tolist() == df.image.tolist() and split.label.tolist() == df.label.tolist() and list(split) == ['image', 'label', 'part']
+    split = make_split(df, test_size=share, seed=seed)
+    assert split.image.tolist() == df.image.tolist() and split.label.tolist() == df.label.tolist() and list(split) == ['image', 'label', 'part', 'group']
     assert set(split.part) == {'train', 'test'} and (split.part == 'test').sum() == n_test
     in_test = (split.part == 'test').groupby(split.label).sum().reindex(LABELS)
     assert ((in_test - n_test/len(df)*np.array(counts)).abs() < 1).all()
-    assert make_split(df, share, seed).equals(split)
+    assert make_split(df, test_size=share, seed=seed).equals(split)
 
 @settings(max_examples=10)
 @given(seeds, seeds)
@@ -53,7 +53,7 @@ odd_names = st.lists(st.text(st.characters(blacklist_categories=['Cs', 'Cc'], bl
 @given(odd_names, seeds, st.randoms(use_true_random=False))
 def test_read_back_equal_whatever_the_names(names, seed, rnd):
     df = table((4, 4, 4), names)
-    split, order = make_split(df, .3, seed), list(range(12))
+    split, order = make_split(df, test_size=.3, seed=seed), list(range(12))
     rnd.shuffle(order)
     with tempfile.TemporaryDirectory() as tmp:
         path = write_csv(Path(tmp)/'split.csv', split)
@@ -73,7 +73,7 @@ def test_any_other_file_is_refused_by_name(data):
 @given(st.data())
 def test_any_single_fault_is_refused_and_shown(data):
     df = table((4, 4, 4))
-    split = make_split(df, .3)
+    split = make_split(df, test_size=.3)
     i, fault = data.draw(st.integers(0, 11)), data.draw(st.sampled_from(['drop', 'twice', 'other name', 'other part', 'no part']))
     name, bad = split.image[i], split.copy()
     if fault == 'drop': bad = bad.drop(index=i)
@@ -87,7 +87,7 @@ def test_any_single_fault_is_refused_and_shown(data):
 @pytest.mark.parametrize('counts, share, seed, why', [((1, 5, 5), .3, 0, "'normal' has only 1"), ((2, 2, 2), .15, 0, 'Cannot split 6 images'),
     ((5, 5, 5), 1.5, 0, 'test share of 1.5'), ((5, 5, 5), .3, -1, 'Cannot split'), ((5, 5, 5), .99, 0, 'Cannot split')])
 def test_what_cannot_be_split(counts, share, seed, why):
-    with pytest.raises(BusiError, match=why): make_split(table(counts), share, seed)
+    with pytest.raises(BusiError, match=why): make_split(table(counts), test_size=share, seed=seed)
 
 def test_a_folder_is_no_split(tmp_path):
     with pytest.raises(BusiError, match='not a split that can be read'): read_split(tmp_path, table((2, 2, 2)))
@@ -95,3 +95,60 @@ def test_a_folder_is_no_split(tmp_path):
 def test_real_busi_is_split_as_in_the_paper(busi_root):
     from busi_unetpp.dataset import read_busi
     assert make_split(read_busi(busi_root), seed=7).part.value_counts().to_dict() == dict(train=663, test=117)
+
+
+# groups
+
+def grouped(sizes, labels):
+    "A table whose groups have these sizes and classes."
+    rows = [(f'{l}/{g}-{i}.png', l, str(g)) for g, (n, l) in enumerate(zip(sizes, labels)) for i in range(n)]
+    return pd.DataFrame(rows, columns=['image', 'label', 'group'])
+
+some_groups = st.lists(st.tuples(st.integers(1, 6), st.sampled_from(LABELS)), min_size=60, max_size=120)
+
+@settings(max_examples=25, deadline=None)
+@given(some_groups, st.sampled_from(['grouped', 'kfold']), st.integers(0, 4), seeds)
+def test_no_group_is_ever_in_two_parts(groups, kind, fold, seed):
+    df = grouped(*zip(*groups))
+    if df.label.value_counts().min() < 40 or df.label.nunique() < 3: return
+    split = make_split(df, kind, fold=fold, seed=seed)
+    assert not len(find_leaks(split)) and set(split.part) == set(PARTS) and split.image.tolist() == df.image.tolist()
+    check_leaks(split)
+
+def test_each_image_is_tested_once_over_the_folds():
+    df = grouped([1, 2, 3]*40, [l for l in LABELS for _ in range(40)])
+    tested = pd.concat([(s := make_split(df, 'kfold', fold=k))[s.part == 'test'].image for k in range(5)])
+    assert sorted(tested) == sorted(df.image)
+
+def test_a_planted_leak_is_refused_by_name():
+    df = grouped([2]*60, [l for l in LABELS for _ in range(20)])
+    split = make_split(df, 'grouped')
+    for image in (split.image[0], split.image[77]):
+        bad = split.copy()
+        part = bad.part[bad.image == image].iloc[0]
+        bad.loc[bad.image == image, 'part'] = 'test' if part == 'train' else 'train'
+        with pytest.raises(BusiError, match='more than one part') as e: check_leaks(bad, 'mine.csv')
+        assert image in str(e.value) and 'mine.csv' in str(e.value)
+
+def test_groups_are_those_of_busi_only_if_the_images_are():
+    df = table((3, 3, 3)).assign(height=5)
+    assert image_groups(df).tolist() == df.image.tolist()                       # another dataset: each image by itself
+    busi = pd.read_csv(Path(__file__).parent.parent/'nbs'/'records'/'busi_images.csv')
+    known = image_groups(busi)
+    assert 400 < known.nunique() < 700 and known[busi.image == 'benign/benign (433).png'].iloc[0] == known[busi.image == 'malignant/malignant (145).png'].iloc[0]
+    busi.loc[3, 'width'] += 1                                                   # one image of another size: not BUSI
+    assert image_groups(busi).nunique() == 780
+
+@pytest.mark.parametrize('form', [lambda k: k, lambda k: k[:-4], lambda k: k.split('/')[1], lambda k: k.split('/')[1][:-4], lambda k: k.replace('/', '\\'), lambda k: f'  {k}  '])
+def test_published_lists_are_read_in_any_form(form, tmp_path):
+    df = table((4, 4, 4))
+    (tmp_path/'train.txt').write_text('\n'.join(map(form, df.image[:5])) + '\n\n')
+    (tmp_path/'test.txt').write_text('\r\n'.join(map(form, df.image[6:9])))
+    split = read_split(tmp_path, df)
+    assert split.image.tolist() == [*df.image[:5], *df.image[6:9]] and split.part.tolist() == ['train']*5 + ['test']*3
+
+def test_a_name_that_fits_two_images_is_refused(tmp_path):
+    df = table((2, 2, 2), ['a.png', 'b.png', 'a.png', 'c.png', 'd.png', 'e.png'])
+    (tmp_path/'train.txt').write_text('a\nb\n')
+    (tmp_path/'test.txt').write_text('c\n')
+    with pytest.raises(BusiError, match="train.txt: 'a' is not in the dataset"): read_split(tmp_path, df)

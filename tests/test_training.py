@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -46,7 +47,7 @@ def fit(learn, n, *cbs):
 def parts(small_phantom):
     "Table, images, masks and split of the phantom."
     df = read_busi(small_phantom)
-    return df, *load_arrays(df, 48), make_split(df, .3)
+    return df, *load_arrays(df, 48), make_split(df, test_size=.3)
 
 def learner(parts, out=None, recipe=RECIPE): return busi_learner(busi_dls(*parts[1:], recipe.batch_size, recipe.seed), recipe, out)
 
@@ -224,13 +225,14 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr('busi_unetpp.run.overfit_one_batch', partial(overfit_one_batch, steps=3))
     monkeypatch.setattr(Figure, 'savefig', lambda self, file, **kw: file.write(b'picture'))
 
-FILES = ['config.json', 'curves.png', 'figure.png', 'history.csv', 'metrics.json', 'model.safetensors', 'per_image.csv', 'preview.png', 'report.html', 'split.csv']
+FILES = ['by_class.csv', 'by_size.csv', 'calibration.png', 'config.json', 'curves.png', 'evaluation.json', 'figure.png', 'history.csv', 'intervals.csv', 'meanings.csv', 'meanings.png', 'metrics.json',
+         'model.safetensors', 'per_image.csv', 'preview.png', 'reliability.csv', 'report.html', 'scores.csv', 'split.csv']
 
 def test_a_run_is_complete(finished, small_phantom):
     assert names(finished) == FILES
     config = json.loads((finished/'config.json').read_text())
     assert {'recipe', 'dataset', 'device', 'versions', 'commit', 'started', 'finished', 'seconds', 'command', 'one_batch'} == set(config)
-    assert set(config['recipe']) == {'name', 'size', 'batch_size', 'epochs', 'lr', 'weight_decay', 'eps', 'monitor', 'patience', 'test_size', 'seed', 'per_image_loss', 'model'}
+    assert set(config['recipe']) == {f.name for f in fields(Recipe)}
     assert Recipe(**config['recipe'] | dict(model=TINY)) == RECIPE and config['dataset']['images'] == 16 and Path(config['dataset']['path']) == small_phantom.resolve()
     assert len(pd.read_csv(finished/'history.csv')) == RECIPE.epochs
     for name in ('curves.png', 'figure.png', 'preview.png'):
@@ -256,7 +258,7 @@ def test_its_report_needs_nothing_else(finished):
         def handle_starttag(self, tag, attrs): self.found += [v for k, v in attrs if k in ('src', 'href')]
     page = (finished/'report.html').read_text()
     Links().feed(page)
-    assert len(Links.found) == 3 and all(v.startswith('data:image/png;base64,iVBOR') for v in Links.found) and not re.search(r'url\(|@import|<script', page)
+    assert len(Links.found) == 5 and all(v.startswith('data:image/png;base64,iVBOR') for v in Links.found) and not re.search(r'url\(|@import|<script', page)
     metrics = json.loads((finished/'metrics.json').read_text())
     for part in ('train', 'test'):
         for k in ('iou', 'accuracy', 'loss'): assert f'{metrics[part][k]:.4f}' in page
@@ -298,6 +300,60 @@ def test_an_interrupted_run_ends_with_the_same_numbers(point, finished, small_ph
     config, whole = (json.loads((o/'config.json').read_text()) for o in (out, finished))
     assert len(config['resumed']) == len(POINTS[point]) and all(config[k] == whole[k] for k in ('recipe', 'dataset', 'versions'))
     torch.set_rng_state(torch_state)
+
+STRONG = Recipe('small strong', size=48, epochs=3, batch_size=4, lr=1e-3, split='grouped', test_size=.4, loss='dice_bce', smooth=1., schedule='one_cycle', encoder_lr=.5, augment=1., ema=.9,
+    model=dict(filters=(4, 6), bottleneck=8, deep_supervision=True, presence=True))
+
+@pytest.fixture(scope='module')
+def more_phantom(tmp_path_factory):
+    from busi_unetpp.phantom import make_phantom
+    return make_phantom(tmp_path_factory.mktemp('more')/'phantom', n=48, size=(56, 64), seed=4)
+
+def test_every_option_of_the_strong_recipe_is_resumed_exactly(more_phantom, tmp_path, no_pictures):
+    whole, out = tmp_path/'whole', tmp_path/'cut'
+    run(more_phantom, whole, recipe=STRONG)
+    for i, stop in enumerate((('before_batch', 1, 3), ('after_epoch', 1))):
+        with pytest.raises(KeyboardInterrupt): run(more_phantom, out, Stop(*stop), **dict(resume=True) if i else dict(recipe=STRONG))
+        torch.manual_seed(i)
+    run(None, out, resume=True)
+    assert numbers(out) == numbers(whole)
+    metrics = json.loads((out/'metrics.json').read_text())
+    assert {'train', 'valid', 'test'} < set(metrics)
+    history = pd.read_csv(out/'history.csv')
+    assert history.lr.iloc[-1] < history.lr.max()/100                          # one cycle ends low
+    assert math.isclose(history.iou.max(), metrics['valid']['iou'], rel_tol=1e-4)  # the validation part chose, and it was the average that was validated and kept
+
+def test_the_average_is_kept_and_not_the_raw_weights(parts, tmp_path):
+    learn = learner(parts, tmp_path, Recipe(**{f.name: getattr(RECIPE, f.name) for f in fields(Recipe)} | dict(ema=.5, epochs=2)))
+    raw = []
+    class Raw(Callback):
+        order = 100
+        def after_train(self): raw.append({k: v.clone() for k, v in self.model.state_dict().items()})
+    fit(learn, 2, Raw())
+    kept = load_weights(tmp_path/'model.safetensors').state_dict()
+    assert all(any(not torch.equal(kept[k], r[k]) for k in kept) for r in raw)
+
+def test_a_planted_leak_is_refused_before_anything_is_trained(more_phantom, tmp_path, no_pictures):
+    df = read_busi(more_phantom)
+    split = make_split(df, 'grouped', test_size=.4)
+    twin = split[split.part == 'train'].image.iloc[0], split[split.part == 'test'].image.iloc[0]
+    path = write_csv(tmp_path/'mine.csv', split)
+    from busi_unetpp import split as module
+    groups = module.image_groups
+    no_pictures.setattr(module, 'image_groups', lambda d: groups(d).where(~d.image.isin(twin), 'one lesion'))
+    with pytest.raises(BusiError, match='mine.csv: 1 group') as e: run(more_phantom, tmp_path/'run', recipe=RECIPE, split=path)
+    assert all(t in str(e.value) for t in twin) and not (tmp_path/'run'/'config.json').exists()
+    run(more_phantom, tmp_path/'run', recipe=RECIPE, split=path, allow_leaks=True, epochs=1)
+    assert 'leaks' in (tmp_path/'run'/'report.html').read_text()
+
+def test_a_published_list_trains_on_what_it_names(more_phantom, tmp_path, no_pictures):
+    df = read_busi(more_phantom)
+    lesions = df[df.label != 'normal'].image.tolist()
+    (tmp_path/'train.txt').write_text('\n'.join(lesions[:20]))
+    (tmp_path/'test.txt').write_text('\n'.join(lesions[20:28]))
+    run(more_phantom, tmp_path/'run', recipe=RECIPE, split=tmp_path, epochs=1)
+    assert pd.read_csv(tmp_path/'run'/'per_image.csv').image.tolist() == lesions[:28]
+    assert evaluate_run(tmp_path/'run', device='cpu') == json.loads((tmp_path/'run'/'metrics.json').read_text())
 
 def test_an_early_stop_is_remembered(small_phantom, tmp_path, no_pictures):
     class StopAfterFit(Callback):
@@ -448,7 +504,7 @@ def test_a_faulty_dataset_is_refused_by_file_before_training(fault, why, small_p
     assert 'normal (2)' in str(e.value) and names(tmp_path/'run') == []
 
 def test_a_given_split_is_used_and_a_wrong_one_refused(small_phantom, parts, tmp_path, no_pictures):
-    chosen = make_split(parts[0], .4, seed=9)
+    chosen = make_split(parts[0], test_size=.4, seed=9)
     out = run(small_phantom, tmp_path/'run', split=write_csv(tmp_path/'mine.csv', chosen), epochs=1)
     assert read_split(out/'split.csv', parts[0]).equals(chosen) and json.loads((out/'metrics.json').read_text())['test']['images'] == 7
     with pytest.raises(BusiError, match='mine.csv'): run(small_phantom, tmp_path/'other', split=write_csv(tmp_path/'mine.csv', chosen[1:]))
