@@ -18,6 +18,7 @@ Modules:
 - `busi_unetpp.export`: Hand the network to programs that know nothing of this package: one file that takes the pixels of an image and gives a probability for each.
 - `busi_unetpp.fetch`: Get BUSI onto the disk, whole and checked, or say exactly what to do instead.
 - `busi_unetpp.files`: A file is either written whole or not at all.
+- `busi_unetpp.hub`: Hand a trained model on with everything that belongs to it, in a folder or on the Hugging Face Hub, and take one in without running anybody's code.
 - `busi_unetpp.images`: Read what a hospital, a scanner or a friend hands over: PNG, JPEG, TIFF, BMP and DICOM, one frame at a time, with the size of a pixel where it is known.
 - `busi_unetpp.learner`: The paper's training as a recipe, and a fastai Learner that follows it.
 - `busi_unetpp.lesions`: Score a prediction where a reader sees it: on the image as it was taken, outline by outline and lesion by lesion.

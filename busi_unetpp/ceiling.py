@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/ceiling.html.md"""
 __all__ = ['carry_mask', 'compare_outlines', 'same_picture_pairs', 'compare_pair', 'usable', 'agreement', 'agreement_table',
            'measure_ceiling', 'main']
 
-# %% ../nbs/23_ceiling.ipynb #9dd7b4af
+# %% ../nbs/23_ceiling.ipynb #7eebfa3b
 import os
 from importlib.metadata import version
 from itertools import combinations
@@ -27,6 +27,7 @@ from . import __version__
 from .dataset import BusiError, LABELS, merge_masks, read_busi, read_gray, read_mask
 from .duplicates import SAME_PICTURE, busi_groups, image_features, match_pair
 from .files import write_csv, write_json
+from .manifest import load_manifest
 from .lesions import SIZE_BANDS, score_image, size_band
 from .stats import bootstrap_groups
 
@@ -78,7 +79,7 @@ def compare_pair(
     return dict(a=a.image, b=b.image, label_a=a.label, label_b=b.label, inliers=m.inliers, ncc=m.ncc, scale=m.scale, overlap=m.overlap,
         lesion_a=bool(mask_a.any()), lesion_b=bool(mask_b.any()), **compare_outlines(mask_a, mask_b, m.transform))
 
-# %% ../nbs/23_ceiling.ipynb #9981375f
+# %% ../nbs/23_ceiling.ipynb #7e22e16f
 def usable(
     pairs:pd.DataFrame, # A row a pair, from `compare_pair`
     ncc:float=SAME_PICTURE['ncc'], # The least texture correlation
@@ -108,17 +109,19 @@ def agreement_table(
     chosen.append(('all', 'all', good))
     chosen += [('class', c, good[good.label_a == c]) for c in LABELS]
     chosen += [('size', s, good[good.size_band == s]) for s in SIZE_BANDS]
-    chosen += [('outlines', 'not identical', good[good.dice <= .99])]
-    chosen += [('ncc', f'{t:.2f}', usable(pairs, ncc=t)) for t in (.8, .9, .95, .97, .98, .99)]
+    chosen += [('ncc', f'{t:.2f}', usable(pairs, ncc=t)) for t in (.9, .95, .97, .98, .99)]
     lesions = pairs[(pairs.ncc >= SAME_PICTURE['ncc']) & pairs.lesion_a & pairs.lesion_b]
     chosen.append(('cut lesions', 'included', lesions[lesions.label_a == lesions.label_b]))
     chosen.append(('class', 'benign and malignant', lesions[lesions.label_a != lesions.label_b]))
     return pd.DataFrame([dict(by=by, value=value, **agreement(t, groups)) for by, value, t in chosen if len(t)])
 
-# %% ../nbs/23_ceiling.ipynb #9fc64bd7
-def _read_groups(path):
-    "Groups of the same lesion and of the same picture: BUSI's own, or those of a file."
-    if path is None: return busi_groups(), busi_groups(strict=True)
+# %% ../nbs/23_ceiling.ipynb #792d3813
+def _read_groups(path, df):
+    "Groups of the same lesion and of the same picture: BUSI's own if the images are BUSI's, or those of a file."
+    if path is None:
+        known = load_manifest().set_index('file')[['width', 'height']].reindex(df.image)
+        if (known.to_numpy() == df[['width', 'height']].to_numpy()).all(): return busi_groups(), busi_groups(strict=True)
+        raise BusiError("These are not BUSI's images, whose groups come with the package. Make groups with `python -m busi_unetpp.duplicates`, and name the file with --groups.")
     try: table = pd.read_csv(path)
     except (OSError, ValueError) as e: raise BusiError(f"{path}: not a table of groups ({e}). Make one with `python -m busi_unetpp.duplicates`.") from None
     missing = {'image', 'group', 'picture'} - set(table.columns)
@@ -142,7 +145,7 @@ def measure_ceiling(
 )->pd.DataFrame: # From `agreement_table`
     "The agreement of all outlines drawn twice in a dataset, written to `out`; raises `BusiError` if there are none."
     df = read_busi(data).set_index('image', drop=False)
-    lesion, picture = _read_groups(groups)
+    lesion, picture = _read_groups(groups, df)
     strangers = df.image[~df.image.isin(picture.image)]
     if len(strangers): raise BusiError(f"{strangers.iloc[0]!r} is in no group ({len(strangers)} such images). Make the groups of this dataset with `python -m busi_unetpp.duplicates`, and name the file with --groups.")
     listed = [(df.loc[a], df.loc[b]) for a, b in same_picture_pairs(picture[picture.image.isin(df.image)])]

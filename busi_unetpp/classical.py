@@ -11,9 +11,11 @@ __all__ = ['SIDE', 'MEDIAN', 'HEIGHT', 'SPREAD', 'RING', 'MIN_AREA', 'MIN_CONTRA
            'SEED_BLUR', 'STEPS', 'DISK', 'ITERATIONS', 'SMOOTHING', 'BASELINES', 'SCORES', 'METRICS', 'smooth',
            'center', 'evidence', 'contrast', 'tidy', 'rate', 'best_region', 'segment', 'find_nothing', 'find_center',
            'find_otsu', 'find_seed', 'grow', 'find_growing', 'find_chan_vese', 'development_images', 'held_out',
-           'sweep', 'score_case', 'score_baselines', 'summarize_baselines', 'run_baselines', 'main']
+           'sweep', 'score_case', 'score_baselines', 'summarize_baselines', 'write_record', 'run_baselines',
+           'summarize_again', 'main']
 
-# %% ../nbs/26_classical.ipynb #bf90f951
+# %% ../nbs/26_classical.ipynb #8f518124
+import json
 import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -270,7 +272,22 @@ def summarize_baselines(
     rows = pd.concat([interval_table(t, groups).assign(baseline=name, label=kind) for name, kind, t in sets], ignore_index=True)
     return rows.loc[rows.metric.isin(METRICS) & rows.value.notna(), ['baseline', 'label', 'metric', 'value', 'low', 'high']].reset_index(drop=True)
 
-# %% ../nbs/26_classical.ipynb #9a3a13c2
+# %% ../nbs/26_classical.ipynb #651bce3d
+def write_record(
+    out, # Folder for `classical.csv` and `classical.json`
+    table:pd.DataFrame, # From `score_baselines`, all images
+    groups:pd.DataFrame, # Columns `image`, `group`
+    about:dict, # The rest of the record; `development` names the images to leave out
+)->pd.DataFrame: # From `summarize_baselines`
+    "Write all scores, and the summary of the held-out images."
+    table = table.assign(held_out=table.image.isin(held_out(groups, about['development'])))
+    scored = table[table.held_out]
+    summary = summarize_baselines(scored, groups)
+    write_csv(Path(out)/'classical.csv', table)
+    write_json(Path(out)/'classical.json', {**about, 'held_out': scored.image.nunique(), 'groups': groups.group[groups.image.isin(scored.image)].nunique(),
+        'bootstrap': dict(n=2000, seed=42), 'summary': summary.round(4).to_dict('records')})
+    return summary
+
 def run_baselines(
     data, # The dataset's folder or its parent
     out, # Folder for `classical.csv` and `classical.json`
@@ -280,31 +297,35 @@ def run_baselines(
 )->pd.DataFrame: # From `summarize_baselines`
     "Score all baselines on a dataset and write the record; raises `BusiError` for data that cannot be read and a folder that cannot be written."
     started, out, df = time.time(), check_writable(out), read_busi(data)
-    groups = pd.DataFrame(dict(image=df.image, group=df.image)) if groups is None else groups
     development = development_images(df, n=min(60, len(df)//4))
     table = score_baselines(df, workers)
     table = table.round({k: 5 if k == 'area' else 3 for k in table.select_dtypes('float')})
-    table['held_out'] = table.image.isin(held_out(groups, development))
-    scored = table[table.held_out]
-    summary = summarize_baselines(scored, groups)
     chosen = sweep(df[df.image.isin(development)])
-    write_csv(out/'classical.csv', table)
     libs = ('numpy', 'scipy', 'scikit-image', 'pandas', 'pillow')
-    write_json(out/'classical.json', dict(command='python -m busi_unetpp.classical BUSI_FOLDER --out nbs/records', commit=commit, seconds=round(time.time() - started, 1),
+    about = dict(command='python -m busi_unetpp.classical BUSI_FOLDER --out nbs/records', commit=commit, seconds=round(time.time() - started, 1),
         versions=dict(busi_unetpp=__version__, python=platform.python_version(), **{n: version(n) for n in libs}), images=len(df),
-        held_out=int(scored.image.nunique()), groups=int(groups.group[groups.image.isin(scored.image)].nunique()), bootstrap=dict(n=2000, seed=42),
-        development=development, sweep=chosen.round(4).to_dict('records'), summary=summary.round(4).to_dict('records')))
-    return summary
+        development=development, sweep=chosen.round(4).to_dict('records'))
+    return write_record(out, table, pd.DataFrame(dict(image=df.image, group=df.image)) if groups is None else groups, about)
 
-# %% ../nbs/26_classical.ipynb #2f6b1b84
+def summarize_again(
+    out, # Folder with `classical.csv` and `classical.json`
+    groups:pd.DataFrame, # Columns `image`, `group`
+)->pd.DataFrame: # From `summarize_baselines`
+    "Summarize the recorded scores again, for groups that have changed; raises `BusiError` if there is no record."
+    try: table, about = pd.read_csv(Path(out)/'classical.csv'), json.loads((Path(out)/'classical.json').read_text())
+    except FileNotFoundError as e: raise BusiError(f"{e.filename}: no such file, so there is no record to summarize. Score the baselines first, with the folder of BUSI.") from None
+    return write_record(out, table, groups, about)
+
+# %% ../nbs/26_classical.ipynb #19b6e6d3
 def main(
-    data: Annotated[Path, typer.Argument(help='BUSI: the folder with benign/, malignant/, normal/, or its parent.')],
+    data: Annotated[Optional[Path], typer.Argument(help='BUSI: the folder with benign/, malignant/, normal/, or its parent. Default: $BUSI_PATH.')] = None,
     out: Annotated[Path, typer.Option(help='Folder for classical.csv and classical.json.')] = Path('.'),
     commit: Annotated[Optional[str], typer.Option(help='The commit this is run from, for the record.')] = None,
     workers: Annotated[int, typer.Option(min=1, help='Processes.')] = 2,
+    again: Annotated[bool, typer.Option('--again', help='Only summarize the scores in --out again; needs no images.')] = False,
 ):
     "Score the classical baselines on all of BUSI."
-    try: s = run_baselines(data, out, busi_groups(), commit, workers)
+    try: s = summarize_again(out, busi_groups()) if again else run_baselines(data, out, busi_groups(), commit, workers)
     except BusiError as e:
         typer.secho(f'Error: {e}', fg='red', err=True)
         raise typer.Exit(1)

@@ -10,9 +10,10 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/duplicates.html.md"""
 __all__ = ['ALTERATIONS', 'SIDE', 'SAME_LESION', 'SAME_PICTURE', 'draw_on', 'Features', 'image_features', 'match_points',
            'fit_transform', 'texture', 'texture_correlation', 'Match', 'match_pair', 'Index', 'make_index',
            'count_votes', 'thumbnail_correlations', 'shortlist', 'find_pairs', 'is_same', 'group_images', 'judge',
-           'make_groups', 'busi_groups', 'find_altered', 'summarize_groups', 'main', 'find_groups']
+           'make_groups', 'busi_groups', 'color_share', 'count_letters', 'find_altered', 'summarize_groups', 'main',
+           'find_groups', 'find_marks']
 
-# %% ../nbs/06_duplicates.ipynb #f942adc4
+# %% ../nbs/06_duplicates.ipynb #1820f8cb
 import json
 import os
 from functools import partial
@@ -26,16 +27,16 @@ import pandas as pd
 import typer
 from fastcore.parallel import parallel
 from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, grey_opening
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.feature import SIFT, match_descriptors
-from skimage.measure import ransac
+from skimage.measure import label, ransac, regionprops
 from skimage.transform import AffineTransform, SimilarityTransform, rescale, resize, rotate, warp
 from sklearn.decomposition import PCA
 
 from . import __version__
-from .dataset import BusiError, read_busi, read_gray
+from .dataset import BusiError, open_image, read_busi, read_gray
 from .files import write_csv, write_json
 
 # %% ../nbs/06_duplicates.ipynb #cb605ecc
@@ -304,6 +305,24 @@ def busi_groups(
     with files('busi_unetpp').joinpath('busi_groups.csv').open(encoding='utf-8') as f: table = pd.read_csv(f)
     return table[['image', 'picture' if strict else 'group']].set_axis(['image', 'group'], axis=1)
 
+# %% ../nbs/06_duplicates.ipynb #02e15c80
+def color_share(
+    path, # Path of an image file
+)->float: # 0-1
+    "Share of an image's pixels that are clearly colored (channels more than 30 gray levels apart)."
+    with open_image(path) as im: rgb = np.asarray(im.convert('RGB')).astype(int)
+    return float((np.ptp(rgb, axis=2) > 30).mean())
+
+def count_letters(
+    image, # uint8 `(H, W)`, at the scanner's resolution
+)->int: # 0 or more; 3 or more mean text
+    "The longest row of letter-like marks in an image."
+    a = image.astype(float)
+    marks = regionprops(label(a - grey_opening(a, size=(9, 9)) > 110, connectivity=2))
+    size = lambda m: (m.bbox[2] - m.bbox[0], m.bbox[3] - m.bbox[1])
+    letters = [(*m.centroid, size(m)[0]) for m in marks if 6 <= m.area <= 160 and 7 <= max(size(m)) <= 26 and min(size(m)) >= 4 and m.extent < .75]
+    return max((sum(abs(v - y) < 5 and abs(u - x) < 90 and abs(k - h) <= 4 for v, u, k in letters) for y, x, h in letters), default=0)
+
 # %% ../nbs/06_duplicates.ipynb #aa110522
 def find_altered(
     images, # List of uint8 `(H, W)`: images that are altered
@@ -323,14 +342,14 @@ def find_altered(
         rows[name] = [len(hits), *np.sum(hits, axis=0).tolist()]
     return pd.DataFrame(rows, index=['images', 'listed', 'found', 'found_strict']).T
 
-# %% ../nbs/06_duplicates.ipynb #cfd99cda
+# %% ../nbs/06_duplicates.ipynb #545c205a
 def summarize_groups(
     groups:pd.DataFrame, # From `make_groups`
     labels, # The class of each image
-)->dict: # `lesion` and `picture`, each with `groups`, `in_group`, `largest`, `sizes`, `across_classes`
+)->dict: # Keys `lesion` and `picture`, each with `groups`, `in_group`, `largest`, `sizes`, `across_classes`
     "Numbers of a grouping: groups of two or more, images in them, and the groups that hold more than one class."
     def count(column):
-        t = pd.DataFrame(dict(g=groups[column].to_numpy(), label=list(labels))).groupby('g').label.agg(['size', 'nunique'])
+        t = pd.DataFrame(dict(g=groups[column].to_numpy(), label=list(labels))).groupby('g')['label'].agg(['size', 'nunique'])
         many = t[t['size'] > 1]
         return dict(groups=len(many), singles=int((t['size'] == 1).sum()), in_group=int(many['size'].sum()), largest=int(t['size'].max()),
             sizes={int(k): int(v) for k, v in many['size'].value_counts().sort_index().items()}, across_classes=int((many['nunique'] > 1).sum()))
@@ -350,7 +369,7 @@ def main(
         typer.secho(f'Error: {e}', fg='red', err=True)
         raise typer.Exit(1)
 
-# %% ../nbs/06_duplicates.ipynb #f660aec0
+# %% ../nbs/06_duplicates.ipynb #bd03902d
 def _features(path): return image_features(read_gray(path))
 
 def _read_by_eye(path):
@@ -375,9 +394,15 @@ def find_groups(
     pairs = find_pairs(features, workers=workers)
     groups = make_groups(df.image, pairs, eye)
     write_csv(out, groups)
-    print(f"{len(df)} images in {groups.group.nunique()} groups by lesion, {groups.picture.nunique()} by picture: {out}")
+    print(f"{len(df)} images in {groups.group.nunique()} groups by lesion, {groups.picture.nunique()} by picture: {Path(out).name}")
     if record: _write_record(Path(record), df, features, pairs, groups, eye, altered)
     return groups
+
+def find_marks(
+    df:pd.DataFrame, # From `read_busi`
+)->pd.DataFrame: # Columns `image`, `color` (share of the pixels), `letters` (number in a row)
+    "What of the drawings in each image can be told."
+    return pd.DataFrame(dict(image=df.image, color=[round(color_share(p), 6) for p in df.image_path], letters=[count_letters(read_gray(p)) for p in df.image_path]))
 
 def _write_record(folder, df, features, pairs, groups, eye, altered):
     "Pairs with 4 or more points in agreement, and what was counted."
@@ -393,7 +418,9 @@ def _write_record(folder, df, features, pairs, groups, eye, altered):
         facts['altered'] = find_altered([read_gray(df.image_path[i]) for i in chosen], chosen, f, make_index(f)).to_dict('index')
     facts['versions'] = {n: version(n) for n in ('numpy', 'scipy', 'scikit-image', 'scikit-learn')} | dict(busi_unetpp=__version__)
     write_csv(folder/'duplicates_pairs.csv', pairs[pairs.inliers >= 4].round(4))
+    write_csv(folder/'duplicates_marks.csv', find_marks(df))
+    write_csv(folder/'near_copies.csv', pd.DataFrame(dict(image=df.image, correlation=thumbs.max(axis=1).round(4), nearest=df.image.to_numpy()[thumbs.argmax(axis=1)])))
     write_json(folder/'duplicates.json', facts)
 
-# %% ../nbs/06_duplicates.ipynb #7511854f
+# %% ../nbs/06_duplicates.ipynb #0592e984
 if __name__ == '__main__': typer.run(main)

@@ -98,7 +98,7 @@ def get_recipe(
     recipe = name if isinstance(name, Recipe) else RECIPES[name]
     return replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
 
-# %% ../nbs/17_learner.ipynb #e9ae7379
+# %% ../nbs/17_learner.ipynb #2fea5d75
 class CpuBF16(Callback):
     "Mixed precision in bfloat16 on a processor; the weights and the loss stay in float32."
     order = MixedPrecision.order
@@ -131,7 +131,8 @@ def one_cycle(
 )->ParamScheduler:
     "The one-cycle schedule (Smith and Topin 2018; fastai's form): up for a quarter of the epochs, then down to almost nothing."
     top = np.array([recipe.encoder_lr, 1.])*recipe.lr
-    return ParamScheduler({'lr': combined_cos(.25, top/25, top, top/1e5)})
+    curve = combined_cos(.25, top/25, top, top/1e5)
+    return ParamScheduler({'lr': lambda pct: [float(o) for o in curve(pct)]})  # plain numbers: a checkpoint holds nothing else but tensors
 
 def busi_learner(
     dls:DataLoaders, # From `busi_dls`

@@ -8,7 +8,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/uncertainty.html.md"""
 
 # %% auto #0
 __all__ = ['MEASURES', 'tta_predict', 'mc_dropout', 'uncertainty_map', 'image_uncertainty', 'uncertainty_table', 'risk_coverage',
-           'area_under', 'rank_quality']
+           'area_under', 'rank_quality', 'choose_flag']
 
 # %% ../nbs/32_uncertainty.ipynb #31b052f7
 from itertools import combinations
@@ -158,3 +158,22 @@ def rank_quality(
     "How much of what a perfect order would save is saved by this one."
     ideal, chance = area_under(risk_coverage(error, error)), float(np.mean(error))
     return (chance - area_under(risk_coverage(error, uncertainty)))/(chance - ideal) if chance > ideal else 0.
+
+# %% ../nbs/32_uncertainty.ipynb #b0d05de8
+def choose_flag(
+    uncertainty, # `(N,)`, higher is less certain, of images that did not train the network
+    failed, # `(N,)`, 1 where the prediction is not good enough, 0 elsewhere
+    max_error_rate:float=.1, # Share of failures among the images that no human sees, 0-1
+    cautious:bool=False, # Demand it of the upper end of the 95% interval?
+)->dict: # `threshold` (a human sees what is above; -1: everything), `to_human`, `error_rate`, `error_rate_upper`, `all_error_rate` (0-1)
+    "The threshold that sends the fewest images to a human; raises `BusiError` for bad input."
+    from scipy.stats import binomtest
+    e, u = _checked(failed, uncertainty)
+    if not np.isin(e, (0, 1)).all(): raise BusiError("Failures must be zeros and ones. Compare the Dice with a limit first.")
+    if not 0 <= max_error_rate <= 1: raise BusiError(f"max_error_rate {max_error_rate}: expected a share from 0 to 1.")
+    best = dict(threshold=-1., to_human=1., error_rate=0., error_rate_upper=0.)
+    for t in np.unique(u):
+        kept = e[u <= t]
+        upper = binomtest(int(kept.sum()), len(kept)).proportion_ci(method='exact').high
+        if (upper if cautious else kept.mean()) <= max_error_rate: best = dict(threshold=float(t), to_human=float((u > t).mean()), error_rate=float(kept.mean()), error_rate_upper=float(upper))
+    return best | dict(all_error_rate=float(e.mean()))

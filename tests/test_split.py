@@ -90,7 +90,7 @@ def test_what_cannot_be_split(counts, share, seed, why):
     with pytest.raises(BusiError, match=why): make_split(table(counts), test_size=share, seed=seed)
 
 def test_a_folder_is_no_split(tmp_path):
-    with pytest.raises(BusiError, match='not a split that can be read'): read_split(tmp_path, table((2, 2, 2)))
+    with pytest.raises(BusiError, match='Expected train.txt and test.txt'): read_split(tmp_path, table((2, 2, 2)))
 
 def test_real_busi_is_split_as_in_the_paper(busi_root):
     from busi_unetpp.dataset import read_busi
