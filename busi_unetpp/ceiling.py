@@ -10,9 +10,8 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/ceiling.html.md"""
 __all__ = ['carry_mask', 'compare_outlines', 'same_picture_pairs', 'compare_pair', 'usable', 'agreement', 'agreement_table',
            'measure_ceiling', 'main']
 
-# %% ../nbs/23_ceiling.ipynb #7eebfa3b
+# %% ../nbs/23_ceiling.ipynb #789cd3de
 import os
-from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Optional
@@ -23,10 +22,9 @@ import typer
 from fastcore.parallel import parallel
 from skimage.transform import warp
 
-from . import __version__
 from .dataset import BusiError, LABELS, merge_masks, read_busi, read_gray, read_mask
 from .duplicates import SAME_PICTURE, busi_groups, image_features, match_pair
-from .files import write_csv, write_json
+from .files import made_with, write_csv, write_json
 from .manifest import load_manifest
 from .lesions import SIZE_BANDS, score_image, size_band
 from .stats import bootstrap_groups
@@ -115,7 +113,7 @@ def agreement_table(
     chosen.append(('class', 'benign and malignant', lesions[lesions.label_a != lesions.label_b]))
     return pd.DataFrame([dict(by=by, value=value, **agreement(t, groups)) for by, value, t in chosen if len(t)])
 
-# %% ../nbs/23_ceiling.ipynb #792d3813
+# %% ../nbs/23_ceiling.ipynb #0b0cb6e0
 def _read_groups(path, df):
     "Groups of the same lesion and of the same picture: BUSI's own if the images are BUSI's, or those of a file."
     if path is None:
@@ -135,7 +133,7 @@ def _facts(listed, found, table):
     return dict(listed=len(listed), registered=len(found), same_picture=int((found.ncc >= SAME_PICTURE['ncc']).sum()), usable=len(usable(found)),
         without_lesion=int((~found.lesion_a & ~found.lesion_b).sum()), lesion_in_one_only=int(one.sum()), cut=int((found.kept < .95).sum()),
         over_classes=int((found.label_a != found.label_b).sum()), agreement=rows,
-        versions={n: version(n) for n in ('numpy', 'scikit-image', 'monai')} | dict(busi_unetpp=__version__))
+        **made_with('numpy', 'scikit-image', 'monai'))
 
 def measure_ceiling(
     data, # The folder of a dataset

@@ -14,13 +14,11 @@ __all__ = ['SIDE', 'MEDIAN', 'HEIGHT', 'SPREAD', 'RING', 'MIN_AREA', 'MIN_CONTRA
            'sweep', 'score_case', 'score_baselines', 'summarize_baselines', 'write_record', 'run_baselines',
            'summarize_again', 'main']
 
-# %% ../nbs/26_classical.ipynb #8f518124
+# %% ../nbs/26_classical.ipynb #501361d3
 import json
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -34,10 +32,9 @@ from skimage.measure import label, regionprops
 from skimage.morphology import disk
 from skimage.segmentation import disk_level_set, flood, morphological_chan_vese
 
-from . import __version__
 from .dataset import BusiError, merge_masks, read_busi, read_gray, read_mask
 from .duplicates import busi_groups
-from .files import check_writable, write_csv, write_json
+from .files import check_writable, made_with, write_csv, write_json
 from .lesions import score_image
 from .stats import interval_table
 
@@ -272,7 +269,7 @@ def summarize_baselines(
     rows = pd.concat([interval_table(t, groups).assign(baseline=name, label=kind) for name, kind, t in sets], ignore_index=True)
     return rows.loc[rows.metric.isin(METRICS) & rows.value.notna(), ['baseline', 'label', 'metric', 'value', 'low', 'high']].reset_index(drop=True)
 
-# %% ../nbs/26_classical.ipynb #651bce3d
+# %% ../nbs/26_classical.ipynb #7598410c
 def write_record(
     out, # Folder for `classical.csv` and `classical.json`
     table:pd.DataFrame, # From `score_baselines`, all images
@@ -292,7 +289,6 @@ def run_baselines(
     data, # The dataset's folder or its parent
     out, # Folder for `classical.csv` and `classical.json`
     groups:Optional[pd.DataFrame]=None, # Columns `image`, `group`; each image by itself if None
-    commit:Optional[str]=None, # The commit this is run from, for the record
     workers:int=2, # Processes
 )->pd.DataFrame: # From `summarize_baselines`
     "Score all baselines on a dataset and write the record; raises `BusiError` for data that cannot be read and a folder that cannot be written."
@@ -301,9 +297,8 @@ def run_baselines(
     table = score_baselines(df, workers)
     table = table.round({k: 5 if k == 'area' else 3 for k in table.select_dtypes('float')})
     chosen = sweep(df[df.image.isin(development)])
-    libs = ('numpy', 'scipy', 'scikit-image', 'pandas', 'pillow')
-    about = dict(command='python -m busi_unetpp.classical BUSI_FOLDER --out nbs/records', commit=commit, seconds=round(time.time() - started, 1),
-        versions=dict(busi_unetpp=__version__, python=platform.python_version(), **{n: version(n) for n in libs}), images=len(df),
+    about = dict(command='python -m busi_unetpp.classical BUSI_FOLDER --out nbs/records', seconds=round(time.time() - started, 1),
+        **made_with('numpy', 'scipy', 'scikit-image', 'pandas', 'pillow'), images=len(df),
         development=development, sweep=chosen.round(4).to_dict('records'))
     return write_record(out, table, pd.DataFrame(dict(image=df.image, group=df.image)) if groups is None else groups, about)
 
@@ -316,16 +311,15 @@ def summarize_again(
     except FileNotFoundError as e: raise BusiError(f"{e.filename}: no such file, so there is no record to summarize. Score the baselines first, with the folder of BUSI.") from None
     return write_record(out, table, groups, about)
 
-# %% ../nbs/26_classical.ipynb #19b6e6d3
+# %% ../nbs/26_classical.ipynb #54549b00
 def main(
     data: Annotated[Optional[Path], typer.Argument(help='BUSI: the folder with benign/, malignant/, normal/, or its parent. Default: $BUSI_PATH.')] = None,
     out: Annotated[Path, typer.Option(help='Folder for classical.csv and classical.json.')] = Path('.'),
-    commit: Annotated[Optional[str], typer.Option(help='The commit this is run from, for the record.')] = None,
     workers: Annotated[int, typer.Option(min=1, help='Processes.')] = 2,
     again: Annotated[bool, typer.Option('--again', help='Only summarize the scores in --out again; needs no images.')] = False,
 ):
     "Score the classical baselines on all of BUSI."
-    try: s = summarize_again(out, busi_groups()) if again else run_baselines(data, out, busi_groups(), commit, workers)
+    try: s = summarize_again(out, busi_groups()) if again else run_baselines(data, out, busi_groups(), workers)
     except BusiError as e:
         typer.secho(f'Error: {e}', fg='red', err=True)
         raise typer.Exit(1)

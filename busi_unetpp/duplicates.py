@@ -13,11 +13,10 @@ __all__ = ['ALTERATIONS', 'SIDE', 'SAME_LESION', 'SAME_PICTURE', 'draw_on', 'Fea
            'make_groups', 'busi_groups', 'color_share', 'count_letters', 'find_altered', 'summarize_groups', 'main',
            'find_groups', 'find_marks']
 
-# %% ../nbs/06_duplicates.ipynb #1820f8cb
+# %% ../nbs/06_duplicates.ipynb #dc7f03b6
 import json
 import os
 from functools import partial
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, NamedTuple, Optional
@@ -35,9 +34,8 @@ from skimage.measure import label, ransac, regionprops
 from skimage.transform import AffineTransform, SimilarityTransform, rescale, resize, rotate, warp
 from sklearn.decomposition import PCA
 
-from . import __version__
 from .dataset import BusiError, open_image, read_busi, read_gray
-from .files import write_csv, write_json
+from .files import made_with, write_csv, write_json
 
 # %% ../nbs/06_duplicates.ipynb #cb605ecc
 def draw_on(
@@ -369,7 +367,7 @@ def main(
         typer.secho(f'Error: {e}', fg='red', err=True)
         raise typer.Exit(1)
 
-# %% ../nbs/06_duplicates.ipynb #bd03902d
+# %% ../nbs/06_duplicates.ipynb #34e948b0
 def _features(path): return image_features(read_gray(path))
 
 def _read_by_eye(path):
@@ -416,7 +414,7 @@ def _write_record(folder, df, features, pairs, groups, eye, altered):
         chosen = np.sort(np.random.default_rng(0).permutation(len(df))[:altered])
         f = list(features.values())
         facts['altered'] = find_altered([read_gray(df.image_path[i]) for i in chosen], chosen, f, make_index(f)).to_dict('index')
-    facts['versions'] = {n: version(n) for n in ('numpy', 'scipy', 'scikit-image', 'scikit-learn')} | dict(busi_unetpp=__version__)
+    facts |= made_with('numpy', 'scipy', 'scikit-image', 'scikit-learn')
     write_csv(folder/'duplicates_pairs.csv', pairs[pairs.inliers >= 4].round(4))
     write_csv(folder/'duplicates_marks.csv', find_marks(df))
     write_csv(folder/'near_copies.csv', pd.DataFrame(dict(image=df.image, correlation=thumbs.max(axis=1).round(4), nearest=df.image.to_numpy()[thumbs.argmax(axis=1)])))

@@ -10,13 +10,12 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/run.html.md"""
 __all__ = ['read_config', 'open_run', 'provenance', 'describe_data', 'evaluate_run', 'train_run', 'demo_folder', 'demo_run',
            'record_run']
 
-# %% ../nbs/29_run.ipynb #b7b61528
+# %% ../nbs/29_run.ipynb #19c86e61
 import hashlib
 import itertools
 import json
 import platform
 import shlex
-import subprocess
 import sys
 import time
 import warnings
@@ -33,7 +32,7 @@ from .assess import assess, plot_calibration, write_assessment
 from .checkpoint import load_weights
 from .dataset import BusiError, count_classes, find_root, read_busi
 from .evaluate import evaluate_dls
-from .files import check_writable, write_csv, write_figure, write_json, write_file
+from .files import check_writable, git_commit, write_csv, write_figure, write_json, write_file
 from .learner import Preview, Recipe, busi_learner, get_recipe, make_loss, overfit_one_batch, preview_figure, spread
 from .loaders import busi_dls, check_data, pick_device
 from .meanings import plot_meanings
@@ -66,16 +65,7 @@ def open_run(
     elif out.is_dir() and any(out.iterdir()): raise BusiError(f"{out}: is not empty and holds no run. Choose a new folder with --out.")
     return check_writable(out)
 
-# %% ../nbs/29_run.ipynb #f266bed1
-def _git_commit():
-    "The commit this package is run from, with `+` if its files differ from it; None outside a git checkout."
-    here = Path(busi_unetpp.__file__).parent
-    def git(*args): return subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    try:
-        if not git('ls-files', '__init__.py'): return None                      # installed inside somebody else's repository
-        return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no', '--', '.') else '')
-    except (OSError, subprocess.SubprocessError): return None
-
+# %% ../nbs/29_run.ipynb #d895e0d7
 def _device_name(device):
     if device.type == 'cuda': return f'{device} ({torch.cuda.get_device_name(device)})'
     return f'{device} ({platform.machine()}, {torch.get_num_threads()} threads)'
@@ -85,7 +75,7 @@ def provenance(
 )->dict: # `device`, `versions`, `commit`
     "What besides the recipe and the data a number may depend on."
     libs = ('torch', 'fastai', 'numpy', 'pandas', 'pillow', 'scikit-learn')
-    return dict(device=_device_name(device), versions=dict(busi_unetpp=busi_unetpp.__version__, python=platform.python_version(), **{n: version(n) for n in libs}), commit=_git_commit())
+    return dict(device=_device_name(device), versions=dict(busi_unetpp=busi_unetpp.__version__, python=platform.python_version(), **{n: version(n) for n in libs}), commit=git_commit())
 
 # %% ../nbs/29_run.ipynb #dd6944e4
 def describe_data(

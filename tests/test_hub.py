@@ -9,10 +9,11 @@ import torch
 from huggingface_hub import ModelCard
 
 from busi_unetpp import hub
-from busi_unetpp.checkpoint import load_weights, save_weights
+from busi_unetpp.checkpoint import save_weights
 from busi_unetpp.dataset import BusiError
 from busi_unetpp.encoder import build_unetpp
 from busi_unetpp.hub import HubModel
+from busi_unetpp.predict import load_model
 
 NETWORK = dict(filters=[4, 6], bottleneck=8, presence=True)
 
@@ -20,7 +21,7 @@ NETWORK = dict(filters=[4, 6], bottleneck=8, presence=True)
 @pytest.fixture(scope='module')
 def model():
     torch.manual_seed(0)
-    return HubModel(NETWORK, 48, .35, 1.4, 'small', dict(test=dict(tumor_dice=.75)))
+    return HubModel(NETWORK, 48, .35, 1.4, .2, 'small', dict(test=dict(tumor_dice=.75)))
 
 
 @pytest.fixture(scope='module')
@@ -44,9 +45,10 @@ def test_round_trip(model, saved):
     again, image = HubModel.from_pretrained(saved), torch.randint(0, 256, (60, 90), dtype=torch.uint8)
     with torch.no_grad(): assert torch.equal(again(image), model(image))
     assert not again.training
-    for k in ('network', 'size', 'threshold', 'temperature', 'name', 'facts', 'data'): assert getattr(again, k) == getattr(model, k), k
+    for k in ('network', 'size', 'threshold', 'temperature', 'flag', 'name', 'card', 'data'): assert getattr(again, k) == getattr(model, k), k
     assert sorted(p.name for p in saved.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
-    assert load_weights(saved/'model.safetensors').level == 2         # the package's own format
+    plain = load_model(saved, 'cpu')                                   # the package's own format
+    assert (plain.size, plain.threshold, plain.temperature, plain.flag, plain.card) == (48, .35, 1.4, .2, dict(test=dict(tumor_dice=.75)))
 
 
 def test_configuration_can_be_changed_on_the_way_in(saved):
@@ -75,7 +77,7 @@ def test_pickle_is_refused_and_does_not_run(folder, name):
 
 def test_pickle_under_a_false_name_is_refused_and_does_not_run(folder):
     (folder/'model.safetensors').write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(BusiError, match='not the weights'): HubModel.from_pretrained(folder)
+    with pytest.raises(BusiError, match='not a model that can be used'): HubModel.from_pretrained(folder)
 
 
 def test_pickle_beside_the_weights_is_not_touched(folder):
@@ -108,7 +110,7 @@ def change(folder, **values): (folder/'config.json').write_text(json.dumps({**js
 @pytest.mark.parametrize('values,message', [
     (dict(size='large'), 'size'), (dict(size=20), 'size 20'), (dict(threshold=-1), 'threshold -1'), (dict(temperature=0), 'temperature 0'), (dict(threshold='x'), 'threshold'),
     (dict(network=[1]), 'network'), (dict(network=dict(layers=2)), 'no U-Net'), (dict(network=dict(filters=[10**7]*3)), 'network'),
-    (dict(network=dict(encoder='hf-hub:a/b')), 'timm itself'), (dict(network=dict(encoder='local-dir:/etc')), 'timm itself'), (dict(network=dict(encoder=7)), 'timm itself'),
+    (dict(network=dict(encoder='hf-hub:a/b')), 'plain name'), (dict(network=dict(encoder='local-dir:/etc')), 'plain name'), (dict(network=dict(encoder='no_such_encoder')), 'no_such_encoder'),
     (dict(network=dict(NETWORK, bottleneck=16)), 'copy')], ids=str)
 def test_bad_configuration_is_refused(folder, values, message):
     change(folder, **values)
@@ -132,9 +134,7 @@ def test_weights_of_another_network_do_not_load_in_part(folder):
     with pytest.raises(BusiError): HubModel.from_pretrained(folder)
 
 
-def test_model_of_the_package_becomes_one_of_the_hub(model):
-    plain = SimpleNamespace(net=model.net, size=48, threshold=.35, temperature=1.4, name='small', card=dict(test=dict(tumor_dice=.75)))
-    made, image = hub.to_hub_model(plain, NETWORK), torch.randint(0, 256, (50, 70), dtype=torch.uint8)
+def test_model_file_becomes_one_of_the_hub(model, saved):
+    made, image = hub.to_hub_model(saved), torch.randint(0, 256, (50, 70), dtype=torch.uint8)
     with torch.no_grad(): assert torch.equal(made(image), model(image))
-    assert made.facts == plain.card
-    with pytest.raises(BusiError, match='was not made with'): hub.to_hub_model(plain, dict(NETWORK, kernel_size=3))
+    assert (made.network, made.flag, made.card, made.name) == (NETWORK, .2, dict(test=dict(tumor_dice=.75)), 'small')
