@@ -28,6 +28,7 @@ Modules:
 - `busi_unetpp.meanings`: Score the same predictions in every way met in the literature, so that any paper's figure can be placed, and read Table 1 with it.
 - `busi_unetpp.metrics`: Four counts per image, and everything that can be said with them.
 - `busi_unetpp.phantom`: Simulate breast ultrasound from its physics, so that everything in this book runs without a download.
+- `busi_unetpp.predict`: A mask for any image, from Python or for a whole folder: with areas in square millimeters where the file allows it, a picture to check it by, and a flag on the ones a human should see.
 - `busi_unetpp.preprocess`: From files of every size to arrays of one size, decoded once.
 - `busi_unetpp.report`: The paper's table and figure, the curves and the cases, on one page that can be sent around.
 - `busi_unetpp.run`: Data in, folder out: everything that a training leaves behind, and how to continue or repeat it.

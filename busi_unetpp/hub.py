@@ -9,40 +9,42 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/hub.html.md"""
 # %% auto #0
 __all__ = ['CARD', 'BUSI_DATA', 'card_rows', 'HubModel', 'to_hub_model']
 
-# %% ../nbs/35_hub.ipynb #79067d2c
+# %% ../nbs/35_hub.ipynb #ae0ad7a1
+import json
+import re
 from pathlib import Path
 
-import torch
+import safetensors
 from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import nn
 
-from .checkpoint import load_weights, save_weights
 from .dataset import BusiError
 from .encoder import build_unetpp
-from .export import NOTICE, Deployed
+from .export import Deployed
+from .predict import NOTICE, _find_model, load_model, save_model
 from .preprocess import check_size
 
-# %% ../nbs/35_hub.ipynb #957b5f12
+# %% ../nbs/35_hub.ipynb #2054ecdd
 def card_rows(
-    facts:dict, # Names -> numbers, text or dictionaries of such
+    card:dict, # Names -> numbers, text or dictionaries of such
     prefix:str='', # Put before each name
 )->list: # `(name, text)`
-    "Facts as rows of a table, by name: dictionaries unfolded, floats with four digits, lists and what is None left out."
+    "A card as rows of a table, by name: dictionaries unfolded, floats with four digits, lists and what is None left out."
     rows = []
-    for k, v in sorted(facts.items()):
+    for k, v in sorted(card.items()):
         if isinstance(v, dict): rows += card_rows(v, f'{prefix}{k}.')
         elif isinstance(v, (str, int, float)): rows.append((f'{prefix}{k}', (f'{v:.4g}' if isinstance(v, float) else str(v)).replace('|', '/').replace('\n', ' ')))
     return rows
 
-# %% ../nbs/35_hub.ipynb #f242d828
+# %% ../nbs/35_hub.ipynb #aeaef850
 CARD = """---
 {{ card_data }}
 ---
 
 # {{ name }}: tumors in breast ultrasound images
 
-**{{ notice }}.** It must not be used for diagnosis, screening or treatment.
+**{{ notice }}** It must not be used for diagnosis, screening or treatment.
 
 A U-Net++ that marks tumors in B-mode breast ultrasound, made with [busi-unetpp]({{ repo_url }}). Input: a gray image, resized to {{ size }} x {{ size }}. Output: for each pixel the
 probability of tumor; tumor is where it is above {{ threshold }}.
@@ -80,56 +82,59 @@ Code and weights: Apache 2.0.{% if busi %} The weights were made from BUSI, whos
 BUSI_DATA = """[BUSI](https://doi.org/10.1016/j.dib.2019.104863), 780 images with masks (437 benign, 210 malignant, 133 normal): W. Al-Dhabyani, M. Gomaa, H. Khaled, A. Fahmy,
 *Dataset of breast ultrasound images*, Data in Brief 28 (2020) 104863. Please cite it."""
 
-# %% ../nbs/35_hub.ipynb #575f5a22
+# %% ../nbs/35_hub.ipynb #a9b26dba
 def _check_config(network, size, threshold, temperature):
     "Raises `BusiError` for a configuration that cannot be right."
     check_size(size)
-    for k, v, low, high in (('threshold', threshold, 0, 1), ('temperature', temperature, 1e-3, 1e3)):
-        if isinstance(v, bool) or not isinstance(v, (int, float)) or not low <= v <= high: raise BusiError(f"{k} {v!r}: expected a number from {low:g} to {high:g}.")
+    for k, v, low, high in (('threshold', threshold, 0, 1), ('temperature', temperature, .01, 100)):
+        if isinstance(v, bool) or not isinstance(v, (int, float)) or not low <= v <= high: raise BusiError(f"{k} {v!r}: expected a number from {low} to {high}.")
     if not isinstance(network, dict): raise BusiError(f"network {network!r}: expected the arguments of `build_unetpp` by name.")
-    encoder = network.get('encoder')
-    if encoder:
-        import timm
-        if encoder not in timm.list_models(): raise BusiError(f"encoder {encoder!r}: not a model that timm itself has. Other sources are not read.")
+    encoder = network.get('encoder') or ''
+    if not re.fullmatch(r'[a-z0-9_.]*', str(encoder)): raise BusiError(f"encoder {encoder!r}: expected a plain name of timm's. Other sources are not read.")
 
-# %% ../nbs/35_hub.ipynb #d51edcb2
+# %% ../nbs/35_hub.ipynb #2a607eda
 class HubModel(nn.Module, PyTorchModelHubMixin, library_name='busi-unetpp', license='apache-2.0', pipeline_tag='image-segmentation', tags=['medical', 'ultrasound', 'breast', 'unetpp'],
                repo_url='https://github.com/busi-unetpp/busi-unetpp', docs_url='https://busi-unetpp.github.io/busi-unetpp/', model_card_template=CARD):
-    "A network with all that belongs to it: `save_pretrained(folder)`, `push_to_hub(repository)`, `from_pretrained(folder or repository)`; raises `BusiError` for a configuration that cannot be right."
+    "A model with the methods `save_pretrained(folder)`, `push_to_hub(repository)` and `from_pretrained(folder or repository)`; raises `BusiError` for a configuration that cannot be right."
     def __init__(self,
         network:dict, # Arguments of `build_unetpp`
         size:int, # Side of the network's input, pixels
         threshold:float=.5, # A pixel is tumor where its probability is above
         temperature:float=1., # Divides the logits
+        flag:float=None, # A human should look at an image whose uncertainty is above; None for no flag
         name:str='busi-unetpp', # What the model is called
-        facts:dict=None, # What was recorded about it, for the card
-        data:str=BUSI_DATA, # What it was trained on, for the card
+        card:dict=None, # What was recorded about it
+        data:str=BUSI_DATA, # What it was trained on, for the model card
     ):
         super().__init__()
         _check_config(network, size, threshold, temperature)
-        self.network, self.size, self.threshold, self.temperature, self.name, self.facts, self.data = network, size, threshold, temperature, name, facts or {}, data
+        self.network, self.size, self.threshold, self.temperature, self.flag = network, size, threshold, temperature, flag
+        self.name, self.card, self.data = name, card or {}, data
         try: self.net = build_unetpp(**network).eval()
         except BusiError: raise
         except Exception as e: raise BusiError(f"network {network}: no U-Net++ can be made of it ({e}).") from e
 
+    @property
+    def device(self): return next(self.net.parameters()).device
+
     def forward(self, images): return Deployed(self.net, self.size, self.temperature)(images)
 
     def generate_model_card(self, **kwargs):
-        facts = dict(name=self.name, size=self.size, threshold=self.threshold, notice=NOTICE, data=self.data, busi=self.data == BUSI_DATA, rows=card_rows(self.facts))
+        facts = dict(name=self.name, size=self.size, threshold=self.threshold, notice=NOTICE, data=self.data, busi=self.data == BUSI_DATA, rows=card_rows(self.card))
         return super().generate_model_card(**{**facts, **kwargs})
 
-    def _save_pretrained(self, save_directory): save_weights(save_directory/'model.safetensors', self.net, self.network)
+    def _save_pretrained(self, save_directory): save_model(save_directory/'model.safetensors', self, self.network, half=False)
 
-# %% ../nbs/35_hub.ipynb #6cb856f5
+# %% ../nbs/35_hub.ipynb #a111a429
 def to_hub_model(
-    model, # Has `net`, `size`, `threshold`, `temperature` and `name`; what its `card` says goes onto the model card
-    network:dict, # Arguments of `build_unetpp` that its network was made with
+    name_or_path='strong', # What `load_model` takes
+    data:str=BUSI_DATA, # What it was trained on, for the model card
 )->HubModel:
-    "The model, on the same weights, with what it takes to save, push and describe it; raises `BusiError` if the arguments make another network."
-    card = getattr(model, 'card', None)
-    hub = HubModel(network, model.size, model.threshold, model.temperature, model.name, card if isinstance(card, dict) else {})
-    try: hub.net.load_state_dict(model.net.state_dict())
-    except RuntimeError as e: raise BusiError(f"{model.name}: its network was not made with {network} ({str(e).splitlines()[0]}).") from e
+    "A model of the package ready to save, push and describe; raises `BusiError` if there is none of that name."
+    model, path = load_model(name_or_path, 'cpu'), _find_model(name_or_path)
+    with safetensors.safe_open(path, 'pt') as f: network = json.loads(f.metadata()['unetpp'])
+    hub = HubModel(network, model.size, model.threshold, model.temperature, model.flag, model.name, model.card, data)
+    hub.net.load_state_dict(model.net.state_dict())
     return hub
 
 # %% ../nbs/35_hub.ipynb #e8ee8b0a
@@ -143,13 +148,13 @@ def _find_weights(source, **kwargs):
         raise BusiError(f"{source}: no model.safetensors in it.{why} Save the model with `save_pretrained`.")
     return hf_hub_download(source, 'model.safetensors', **kwargs)
 
-# %% ../nbs/35_hub.ipynb #bead50fd
+# %% ../nbs/35_hub.ipynb #18ccd203
 @patch(cls_method=True)
 def _from_pretrained(cls:HubModel, *, model_id, map_location='cpu', strict=True, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **config):
     "Instead of the mixin's: no pickles, and no weights that fit only in part."
     path = _find_weights(model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token)
     model = cls(**config)
-    model.net.load_state_dict(load_weights(path).state_dict())
+    model.net.load_state_dict(load_model(path, 'cpu').net.state_dict())
     return model.to(map_location).eval()
 
 @patch(cls_method=True)

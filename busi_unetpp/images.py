@@ -103,12 +103,12 @@ def dicom_spacing(
     measures = (shared.get('PixelMeasuresSequence') or [ds])[0]
     return _valid(measures.get('PixelSpacing') or ds.get('PixelSpacing') or ())
 
-# %% ../nbs/31_images.ipynb #30f4f84e
-def _window(a, ds):
+# %% ../nbs/31_images.ipynb #32840a9b
+def _window(a, ds, name):
     "`a` through the modality and the stated window, uint8; or just scaled, if none is stated."
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
     a = apply_modality_lut(a, ds)
-    if not (ds.get('WindowWidth') or ds.get('VOILUTSequence')): return to_uint8(a)
+    if not (ds.get('WindowWidth') or ds.get('VOILUTSequence')): return to_uint8(a, name)
     ends = apply_voi_lut(np.array([-2**31, 2**31 - 1]), ds, index=0).astype(float)     # where the window puts the darkest and the brightest
     low, high = ends.min(), ends.max()
     return np.round(np.clip((apply_voi_lut(a, ds, index=0) - low)/((high - low) or 1), 0, 1)*255).astype(np.uint8)
@@ -122,7 +122,7 @@ def _dicom_levels(a, ds, name):
         a = (a >> 8).astype(np.uint8) if a.dtype == np.uint16 else a
     if a.dtype.kind == 'f' and not np.isfinite(a).all(): to_uint8(a, name)
     if a.ndim == 3: return to_gray(Image.fromarray(to_uint8(a, name)))
-    gray = _window(a, ds)
+    gray = _window(a, ds, name)
     return 255 - gray if kind == 'MONOCHROME1' else gray
 
 # %% ../nbs/31_images.ipynb #ac395f36

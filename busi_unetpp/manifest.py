@@ -10,16 +10,14 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/manifest.html.md"""
 __all__ = ['decode_png', 'reduce_pixels', 'pixels_sha256', 'list_files', 'read_sums', 'make_manifest', 'load_manifest', 'verify',
            'is_whole', 'verify_report']
 
-# %% ../nbs/01_manifest.ipynb #fae7f7c7
+# %% ../nbs/01_manifest.ipynb #460f3e38
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from .dataset import BusiError, LABELS, find_root, natural_key, open_image
 
