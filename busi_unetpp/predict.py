@@ -80,13 +80,14 @@ def save_model(
     tensors = {k: stored(v) for k, v in model.net.state_dict().items()}
     return write_file(path, safetensors.torch.save(tensors, metadata=dict(unetpp=json.dumps(args), busi_unetpp=json.dumps(extra))))
 
-# %% ../nbs/33_predict.ipynb #f5ffae65
+# %% ../nbs/33_predict.ipynb #4b321fbc
 def _strange(path, why): return BusiError(f"{path}: not a model that can be used: {why}. Use 'strong', a file written by `save_model`, or the folder of a run.")
 
 def _number(value, low, high): return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 def _check_choices(path, c):
     "The choices in a header as arguments of `Model`."
+    if not isinstance(c, dict): raise _strange(path, 'its header does not hold choices')
     wanted = dict(threshold=(0, 1), temperature=(.01, 100), flag=(-1, 1))
     bad = [k for k, limits in wanted.items() if c.get(k) is not None and not _number(c[k], *limits)]
     if bad: raise _strange(path, f'its {bad[0]} is {c[bad[0]]!r}')
@@ -96,8 +97,11 @@ def _check_choices(path, c):
 
 def _check_network(path, f, args):
     "Nothing if the tensors in the opened file are those of a network with these arguments."
-    if not isinstance(args, dict) or not re.fullmatch(r'[a-z0-9_.]*', str(args.get('encoder') or '')): raise _strange(path, f"its encoder is {str(args)[:80]!r}")
-    with torch.device('meta'): want = {k: list(v.shape) for k, v in build_unetpp(**args).state_dict().items()}
+    encoder = (args.get('encoder') or '') if isinstance(args, dict) else None
+    if not isinstance(encoder, str) or not re.fullmatch('[a-z0-9_.]*', encoder): raise _strange(path, f'its encoder is {str(encoder)[:80]!r}')
+    try:
+        with torch.device('meta'): want = {k: list(v.shape) for k, v in build_unetpp(**args).state_dict().items()}
+    except Exception as e: raise _strange(path, f'its network cannot be built ({str(e)[:120]})') from e
     found = {k: f.get_slice(k).get_shape() for k in f.keys()}
     wrong = [k for k in want.keys() | found.keys() if want.get(k) != found.get(k)]
     if wrong: raise _strange(path, f'{min(wrong)} is {found.get(min(wrong))}, and the network that it describes needs {want.get(min(wrong))}')

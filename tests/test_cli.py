@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 COMMAND = Path(sys.executable).parent/'busi-unetpp'
-FILES = {'config.json', 'split.csv', 'history.csv', 'model.safetensors', 'metrics.json', 'per_image.csv', 'figure.png', 'curves.png', 'preview.png', 'report.html'}
+FILES = {'config.json', 'split.csv', 'history.csv', 'model.safetensors', 'metrics.json', 'per_image.csv', 'figure.png', 'curves.png', 'preview.png', 'report.html',
+         'meanings.png', 'calibration.png', 'scores.csv', 'intervals.csv', 'by_class.csv', 'by_size.csv', 'meanings.csv', 'reliability.csv', 'evaluation.json'}
 
 
 def environment(tmp):
@@ -48,7 +49,7 @@ def test_help_names_every_verb(folder):
     out = run('--help', cwd=folder).stdout + run('data', '--help', cwd=folder).stdout
     for verb in ('demo', 'train', 'evaluate', 'summary', 'verify', 'fetch', 'phantom'): assert verb in out
     options = run('train', '--help', cwd=folder).stdout
-    for o in ('--data', '--recipe', '--out', '--epochs', '--batch-size', '--size', '--seed', '--device', '--resume'): assert o in options
+    for o in ('--data', '--recipe', '--out', '--epochs', '--batch-size', '--size', '--seed', '--split', '--fold', '--split-seed', '--allow-leaks', '--device', '--resume'): assert o in options
 
 
 def test_demo_leaves_a_complete_run_and_prints_table_1(demo):
@@ -68,7 +69,7 @@ def test_demo_learns_something(demo):
 
 def test_demo_report_is_self_contained(demo):
     page = (demo[0]/'report.html').read_text()
-    assert page.count('data:image/png;base64,') == 3
+    assert page.count('data:image/png;base64,') == 5
     assert not re.search(r'(?:src|href)="(?!data:)', page) and '<script' not in page
     for f in ('figure.png', 'curves.png', 'preview.png'):
         with Image.open(demo[0]/f) as im: assert im.width > 400 and np.asarray(im.convert('L')).std() > 5

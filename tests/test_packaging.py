@@ -69,13 +69,13 @@ def test_wheel_is_complete(archives, settings):
         names = z.namelist()
         meta = Parser().parsestr(z.read(next(n for n in names if n.endswith('METADATA'))).decode())
         entries = z.read(next(n for n in names if n.endswith('entry_points.txt'))).decode()
-    modules = {p.name for p in (ROOT/'busi_unetpp').glob('*.py')} | {'busi_manifest.csv'}
+    modules = {p.name for p in (ROOT/'busi_unetpp').glob('*.py')} | {'busi_manifest.csv', 'busi_groups.csv'}
     assert {n.removeprefix('busi_unetpp/') for n in names if n.startswith('busi_unetpp/')} == modules
     assert meta['Version'] == busi_unetpp.__version__ and meta['Name'] == settings['lib_name']
     assert any(n.endswith('LICENSE') for n in names)
     required = {r.split(';')[0].strip() for r in meta.get_all('Requires-Dist')}
     assert {re.match(r'[\w-]+', r)[0] for r in settings['requirements'].split()} <= {re.match(r'[\w-]+', r)[0] for r in required}
-    assert set(meta.get_all('Provides-Extra')) == {'dev', 'kaggle'}
+    assert set(meta.get_all('Provides-Extra')) == {'dev', 'kaggle', 'encoder', 'export'}
     assert 'busi-unetpp = busi_unetpp.cli:main' in entries
 
 

@@ -191,7 +191,7 @@ def test_pruned_network_is_its_head(level, n_heads, size):
         with pytest.raises(BusiError, match=f'prune to level {level}'): m.prune(level)
         return
     small = m.prune(level)
-    with torch.no_grad(): torch.testing.assert_close(small(x), m.heads[str(level)](m.columns(x)[level]), rtol=1e-5, atol=1e-5)
+    with torch.no_grad(): torch.testing.assert_close(small(x), m.heads[str(level)](m.columns(m.encoder(x, m.level + 1))[level]), rtol=1e-5, atol=1e-5)
     assert len(small.nodes) == level*(level + 1)//2 and list(small.heads) == [str(level)] and len(small.encoder.blocks) == level + 1
     with torch.no_grad():
         for p in small.parameters(): p.zero_()
