@@ -8,14 +8,16 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'DataOpt', 'DataArg', 'TrainedDataOpt', 'DeviceOpt', 'print_table1', 'resumable', 'print_intervals',
-           'demo', 'train', 'evaluate', 'compare', 'summary', 'verify', 'fetch', 'phantom', 'main']
+           'demo', 'train', 'evaluate', 'compare', 'Format', 'predict', 'export_command', 'summary', 'verify', 'fetch',
+           'phantom', 'main']
 
-# %% ../nbs/40_cli.ipynb #18216f4e
+# %% ../nbs/40_cli.ipynb #f350c5c8
 import json
 import shlex
 import sys
 import warnings
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -145,6 +147,45 @@ def compare(
     lines = [(r.run, SHOWN[r.metric], _with_interval(r), *(('', '') if r.p != r.p else (f'{r.difference:+.3f} ({r.difference_low:+.3f} to {r.difference_high:+.3f})', f'{r.p:.3f}'))) for r in shown.itertuples()]
     _print_table('Test images, at original size', ('run', 'score', '95 % interval', 'difference from the first', 'p'), lines)
     print(f'Table and figure: {out}')
+
+# %% ../nbs/40_cli.ipynb #a7a78464
+class Format(str, Enum):
+    "What `export` can write."
+    onnx, torch = 'onnx', 'torch'
+
+@app.command()
+def predict(
+    paths: Annotated[list[str], typer.Argument(help='Images, folders, or patterns in quotes: PNG, JPEG, TIFF, BMP, DICOM.')],
+    out: Annotated[Path, typer.Option(help='Folder for masks, maps, overlays and tables.')],
+    model: Annotated[str, typer.Option(help='The folder of a run, a .safetensors file, or the name of a model that the package carries.')] = 'strong',
+    device: DeviceOpt = 'auto',
+    batch_size: Annotated[int, typer.Option(min=1, help='Images in a batch.')] = 8,
+    no_tta: Annotated[bool, typer.Option('--no-tta', help='Look once instead of four times: faster.')] = False,
+    resume: Annotated[bool, typer.Option('--resume', help='Go on where an earlier job stopped.')] = False,
+    overwrite: Annotated[bool, typer.Option('--overwrite', help='Replace earlier results in --out.')] = False,
+):
+    "Outline lesions in any images and write masks, areas, overlays and uncertainty. Research software, not a medical device."
+    from busi_unetpp.predict import NOTICE, load_model, predict_folder
+    table = predict_folder(paths, out, load_model(model, device), batch_size, not no_tta, resume, overwrite)
+    bad = table.attrs['unreadable']
+    print(f"{len(table)} images, {int((table.lesions > 0).sum())} with findings, {int(table.to_human.eq(True).sum())} for a human. Results: {out/'results.csv'}")
+    for f, why in list(bad.items())[:10]: typer.secho(f'Left out: {f}: {why}', fg='yellow', err=True)
+    if len(bad) > 10: typer.secho(f"... {len(bad) - 10} more in {out/'unreadable.csv'}", fg='yellow', err=True)
+    print(NOTICE)
+    if bad: raise typer.Exit(1)
+
+@app.command('export')
+def export_command(
+    model: Annotated[str, typer.Argument(help='The folder of a run, a .safetensors file, or the name of a model that the package carries.')] = 'strong',
+    format: Annotated[Format, typer.Option(help='onnx: for any runtime. torch: a .pt2 for torch.export.load; it holds pickled parts, so load only your own.')] = Format.onnx,
+    out: Annotated[Optional[Path], typer.Option(help='File to write; NAME.onnx or NAME.pt2 here if left out.')] = None,
+):
+    "Write a model, from the pixels of an image of any size to its probabilities, as one file for other programs."
+    from busi_unetpp.export import export_onnx, export_torch
+    from busi_unetpp.predict import load_model
+    m = load_model(model, 'cpu')
+    suffix, write = dict(onnx=('.onnx', export_onnx), torch=('.pt2', export_torch))[format.value]
+    print(write(m, out or Path(f'{m.name}{suffix}')))
 
 # %% ../nbs/40_cli.ipynb #672a39a2
 @data_app.command()
