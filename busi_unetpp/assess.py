@@ -24,7 +24,7 @@ from .lesions import by_group, score_images, summarize_scores
 from .meanings import iou_meanings
 from .stats import interval_table
 
-# %% ../nbs/27_assess.ipynb #e6b30283
+# %% ../nbs/27_assess.ipynb #e2102d33
 SHADES = {'as trained': '#0072B2', 'after temperature scaling': '#D55E00'}
 
 def _temperature(probs, masks):
@@ -40,7 +40,8 @@ def calibrate(
     "How far the probabilities of the test part can be believed, before and after a temperature fitted on the validation part."
     t = _temperature(probs, masks)
     states = {'as trained': probs['test']} | ({'after temperature scaling': apply_temperature(probs['test'], t)} if t != 1 else {})
-    tables = {name: reliability(p, masks['test'], above=min(.01, float(p.max()))) for name, p in states.items()}
+    at = probs['test'] >= min(.01, float(probs['test'].max()))                  # the same pixels before and after, picked by the prediction as it was
+    tables = {name: reliability(p[at], masks['test'][at]) for name, p in states.items()}
     summary = dict(temperature=t, **{name.replace(' ', '_'): dict(ece=expected_calibration_error(reliability(p, masks['test'])), ece_above_1_percent=expected_calibration_error(tables[name]))
         for name, p in states.items()})
     return summary, pd.concat([table.assign(state=name) for name, table in tables.items()], ignore_index=True)

@@ -13,8 +13,7 @@ __all__ = ['ALTERATIONS', 'SIDE', 'SAME_LESION', 'SAME_PICTURE', 'draw_on', 'Fea
            'make_groups', 'busi_groups', 'color_share', 'count_letters', 'find_altered', 'summarize_groups', 'main',
            'find_groups', 'find_marks']
 
-# %% ../nbs/06_duplicates.ipynb #dc7f03b6
-import json
+# %% ../nbs/06_duplicates.ipynb #abb9ec3e
 import os
 from functools import partial
 from importlib.resources import files

@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/run.html.md"""
 __all__ = ['read_config', 'open_run', 'provenance', 'describe_data', 'evaluate_run', 'train_run', 'demo_folder', 'demo_run',
            'record_run']
 
-# %% ../nbs/29_run.ipynb #19c86e61
+# %% ../nbs/29_run.ipynb #4fca8280
 import hashlib
 import itertools
 import json
@@ -33,8 +33,9 @@ from .checkpoint import load_weights
 from .dataset import BusiError, count_classes, find_root, read_busi
 from .evaluate import evaluate_dls
 from .files import check_writable, git_commit, write_csv, write_figure, write_json, write_file
-from .learner import Preview, Recipe, busi_learner, get_recipe, make_loss, overfit_one_batch, preview_figure, spread
+from .learner import Preview, Recipe, busi_learner, get_recipe, overfit_one_batch, preview_figure, spread
 from .loaders import busi_dls, check_data, pick_device
+from .losses import DiceLoss
 from .meanings import plot_meanings
 from .phantom import VERSION, make_phantom
 from .preprocess import cache_folder, load_arrays
@@ -89,13 +90,13 @@ def describe_data(
     h.update(masks.tobytes())
     return dict(name=root.name, path=str(root), images=len(df), counts=count_classes(df).images.astype(int).to_dict(), pixels_sha256=h.hexdigest())
 
-# %% ../nbs/29_run.ipynb #0d32d012
+# %% ../nbs/29_run.ipynb #6ad60078
 def _score(out, config, df, images, masks, split, device, checks):
     "Evaluate the stored weights and write `metrics.json`, `per_image.csv`, the figures and the report."
     recipe = Recipe(**config['recipe'])
     model = load_weights(out/'model.safetensors').to(device)
     dls = busi_dls(images, masks, split, recipe.batch_size, recipe.seed, device)
-    metrics, table, probs = evaluate_dls(model, dls, make_loss(recipe))
+    metrics, table, probs = evaluate_dls(model, dls, DiceLoss(per_image=recipe.per_image_loss and recipe.loss == 'dice'))  # Table 1's loss, whatever trained the network
     history = pd.read_csv(out/'history.csv')
     metrics |= dict(epochs=len(history), best_epoch=int(history[recipe.monitor].idxmax()))
     test = (split.part == 'test').to_numpy()

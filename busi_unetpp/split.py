@@ -38,14 +38,14 @@ def find_leaks(
     rows = [dict(group=g, parts=' and '.join(sorted(s.part.unique())), images=', '.join(s.image)) for g, s in split[split.group.isin(parts.index[parts > 1])].groupby('group')]
     return pd.DataFrame(rows, columns=['group', 'parts', 'images'])
 
-# %% ../nbs/07_split.ipynb #7338394f
+# %% ../nbs/07_split.ipynb #45105519
 PARTS = ('train', 'valid', 'test')
 KINDS = ('paper', 'grouped', 'kfold')
 
 def _held_out(df, groups, n, seed, fold=0):
     "Boolean rows of one of `n` stratified parts of whole groups."
     try: _, rows = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(df, df.label, groups))[fold]
-    except ValueError as e: raise BusiError(f"Cannot split {len(df)} images into {n} parts: {e}. Add images, or use fewer folds.") from None
+    except ValueError as e: raise BusiError(f"Cannot split {len(df)} images into {n} parts: {str(e).rstrip('.')}. Add images, or use fewer folds.") from None
     return df.index.isin(df.index[rows])
 
 def _random_test(df, test_size, seed):
