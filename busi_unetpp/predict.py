@@ -8,7 +8,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/predict.html.md"""
 
 # %% auto #0
 __all__ = ['NOTICE', 'SHIPPED', 'LESION_COLUMNS', 'VIEW', 'ORANGE', 'KINDS', 'ROW_COLUMNS', 'README', 'Model', 'save_model',
-           'shipped_models', 'load_model', 'measure_lesions', 'scale_bar', 'draw_overlay', 'Prediction',
+           'shipped_models', 'load_model', 'ship_run', 'measure_lesions', 'scale_bar', 'draw_overlay', 'Prediction',
            'predict_frames', 'predict', 'save_prediction', 'safe_name', 'Results', 'predict_folder']
 
 # %% ../nbs/33_predict.ipynb #0bc6f310
@@ -145,6 +145,20 @@ def load_model(
         except (OSError, ValueError, KeyError, TypeError): raise _strange(path, 'neither its header nor a config.json beside it says which size it looks at') from None
     name = path.parent.name if path.name == 'model.safetensors' else path.stem
     return Model(load_weights(path).to(device).eval(), name=name, digest=hashlib.sha256(path.read_bytes()).hexdigest(), **_check_choices(path, choices))
+
+# %% ../nbs/33_predict.ipynb #b11a66a3
+def ship_run(
+    run, # The folder of a finished, evaluated run
+    path, # Where to write, `.safetensors`
+)->Path: # The path
+    "Write a run's network into one file that predicts; raises `BusiError` if the run is not finished or was not evaluated."
+    from busi_unetpp.run import read_config
+    run, config = Path(run), read_config(run)
+    try: found = json.loads((run/'evaluation.json').read_text())
+    except (OSError, ValueError): raise BusiError(f"{run}: this run was not evaluated. Run `busi-unetpp evaluate {run}`.") from None
+    r, data = config['recipe'], config['dataset']
+    card = dict(recipe=r, dataset={k: data[k] for k in ('name', 'images', 'counts', 'pixels_sha256')}, test=found['test'], intervals=found['intervals'], groups=found['groups'], commit=config['commit'], notice=NOTICE)
+    return save_model(path, Model(load_weights(run/'model.safetensors'), r['size'], temperature=found['calibration']['temperature'], card=card), r['model'])
 
 # %% ../nbs/33_predict.ipynb #27bfe914
 LESION_COLUMNS = ('lesion', 'area_px', 'area_mm2', 'top', 'left', 'bottom', 'right', 'y', 'x', 'solidity', 'mean_probability')

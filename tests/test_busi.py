@@ -79,3 +79,16 @@ def test_one_training_step_of_the_papers_network(busi, arrays):
     assert torch.isfinite(loss) and 0 < loss < 1
     idle = {f'heads.{j}.{w}' for j in '34' for w in ('weight', 'bias')}
     assert {n for n, p in learn.model.named_parameters() if torch.equal(p, before[n])} == idle
+
+def test_the_shipped_model_reproduces_its_recorded_score(busi_root):
+    "Its weights are stored in half precision, so the third decimal may move."
+    from busi_unetpp.lesions import score_images, summarize_scores
+    from busi_unetpp.predict import load_model
+    df, model = read_busi(busi_root), load_model('strong', 'cpu')
+    recipe = model.card['recipe']
+    test = (make_split(df, recipe['split'], fold=recipe['fold'], folds=recipe['folds'], seed=recipe['split_seed']).part == 'test').to_numpy()
+    images, _ = load_arrays(df, model.size)
+    with torch.no_grad(): probs = [model.net(torch.as_tensor(i)[None, None].float()/255).sigmoid()[0, 0].numpy() for i in images[test]]
+    found = summarize_scores(score_images(df[test], probs))
+    for k in ('image_dice_with_tumor', 'image_iou_with_tumor', 'iou', 'accuracy'): assert found[k] == pytest.approx(model.card['test'][k], abs=2e-3)
+    assert found['images'] == model.card['test']['images']
