@@ -92,7 +92,8 @@ def test_a_finished_run_is_left_alone(demo, folder):
 def test_an_interrupted_run_resumes_to_the_same_end(phantom, folder):
     args = ['train', '--data', 'phantom', '--recipe', 'demo', '--size', '48', '--epochs', '4', '--out']
     assert run(*args, 'whole', cwd=folder).returncode == 0
-    process = subprocess.Popen([COMMAND, *args, 'cut'], cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([COMMAND, *args, 'cut'], cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # tests started in the background ignore Ctrl-C, and so would the child
     while not (folder/'cut'/'last.ckpt').exists() and process.poll() is None: time.sleep(.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
