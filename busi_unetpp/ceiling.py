@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/ceiling.html.md"""
 __all__ = ['carry_mask', 'compare_outlines', 'same_picture_pairs', 'compare_pair', 'usable', 'agreement', 'agreement_table',
            'measure_ceiling', 'main']
 
-# %% ../nbs/23_ceiling.ipynb #789cd3de
+# %% ../nbs/23_ceiling.ipynb #332cdabb
 import os
 from itertools import combinations
 from pathlib import Path
@@ -25,8 +25,8 @@ from skimage.transform import warp
 from .dataset import BusiError, LABELS, merge_masks, read_busi, read_gray, read_mask
 from .duplicates import SAME_PICTURE, busi_groups, image_features, match_pair
 from .files import made_with, write_csv, write_json
-from .manifest import load_manifest
 from .lesions import SIZE_BANDS, score_image, size_band
+from .manifest import is_busi
 from .stats import bootstrap_groups
 
 # %% ../nbs/23_ceiling.ipynb #94ab351d
@@ -113,12 +113,11 @@ def agreement_table(
     chosen.append(('class', 'benign and malignant', lesions[lesions.label_a != lesions.label_b]))
     return pd.DataFrame([dict(by=by, value=value, **agreement(t, groups)) for by, value, t in chosen if len(t)])
 
-# %% ../nbs/23_ceiling.ipynb #0b0cb6e0
+# %% ../nbs/23_ceiling.ipynb #273833b9
 def _read_groups(path, df):
     "Groups of the same lesion and of the same picture: BUSI's own if the images are BUSI's, or those of a file."
     if path is None:
-        known = load_manifest().set_index('file')[['width', 'height']].reindex(df.image)
-        if (known.to_numpy() == df[['width', 'height']].to_numpy()).all(): return busi_groups(), busi_groups(strict=True)
+        if is_busi(df): return busi_groups(), busi_groups(strict=True)
         raise BusiError("These are not BUSI's images, whose groups come with the package. Make groups with `python -m busi_unetpp.duplicates`, and name the file with --groups.")
     try: table = pd.read_csv(path)
     except (OSError, ValueError) as e: raise BusiError(f"{path}: not a table of groups ({e}). Make one with `python -m busi_unetpp.duplicates`.") from None

@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/run.html.md"""
 __all__ = ['read_config', 'open_run', 'provenance', 'describe_data', 'evaluate_run', 'train_run', 'demo_folder', 'demo_run',
            'record_run']
 
-# %% ../nbs/29_run.ipynb #4fca8280
+# %% ../nbs/29_run.ipynb #54e4c322
 import hashlib
 import itertools
 import json
@@ -21,18 +21,16 @@ import time
 import warnings
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-import busi_unetpp
 from .assess import assess, plot_calibration, write_assessment
 from .checkpoint import load_weights
 from .dataset import BusiError, count_classes, find_root, read_busi
 from .evaluate import evaluate_dls
-from .files import check_writable, git_commit, write_csv, write_figure, write_json, write_file
+from .files import check_writable, made_with, write_csv, write_figure, write_json, write_file
 from .learner import Preview, Recipe, busi_learner, get_recipe, overfit_one_batch, preview_figure, spread
 from .loaders import busi_dls, check_data, pick_device
 from .losses import DiceLoss
@@ -66,7 +64,7 @@ def open_run(
     elif out.is_dir() and any(out.iterdir()): raise BusiError(f"{out}: is not empty and holds no run. Choose a new folder with --out.")
     return check_writable(out)
 
-# %% ../nbs/29_run.ipynb #d895e0d7
+# %% ../nbs/29_run.ipynb #aec1fdd8
 def _device_name(device):
     if device.type == 'cuda': return f'{device} ({torch.cuda.get_device_name(device)})'
     return f'{device} ({platform.machine()}, {torch.get_num_threads()} threads)'
@@ -76,7 +74,8 @@ def provenance(
 )->dict: # `device`, `versions`, `commit`
     "What besides the recipe and the data a number may depend on."
     libs = ('torch', 'fastai', 'numpy', 'pandas', 'pillow', 'scikit-learn')
-    return dict(device=_device_name(device), versions=dict(busi_unetpp=busi_unetpp.__version__, python=platform.python_version(), **{n: version(n) for n in libs}), commit=git_commit())
+    about = made_with(*libs)
+    return dict(device=_device_name(device), versions=about['versions'], commit=about['commit'])   # the time of a run is in its configuration
 
 # %% ../nbs/29_run.ipynb #dd6944e4
 def describe_data(
@@ -90,7 +89,7 @@ def describe_data(
     h.update(masks.tobytes())
     return dict(name=root.name, path=str(root), images=len(df), counts=count_classes(df).images.astype(int).to_dict(), pixels_sha256=h.hexdigest())
 
-# %% ../nbs/29_run.ipynb #6ad60078
+# %% ../nbs/29_run.ipynb #f82293ee
 def _score(out, config, df, images, masks, split, device, checks):
     "Evaluate the stored weights and write `metrics.json`, `per_image.csv`, the figures and the report."
     recipe = Recipe(**config['recipe'])
@@ -101,16 +100,17 @@ def _score(out, config, df, images, masks, split, device, checks):
     metrics |= dict(epochs=len(history), best_epoch=int(history[recipe.monitor].idxmax()))
     test = (split.part == 'test').to_numpy()
     rows = table[table.part == 'test'].reset_index(drop=True)
-    watched = 'valid' if 'valid' in metrics else 'test'
-    curves = plot_curves(history, metrics['best_epoch'], metrics[watched]['predict_nothing']['iou'], dict(valid='validation').get(watched, watched))
+    watched, called = ('valid', 'validation') if 'valid' in metrics else ('test', 'test')
+    curves = plot_curves(history, metrics['best_epoch'], metrics[watched]['predict_nothing']['iou'], called)
     assessment = assess(df, split, probs, masks, recipe.batch_size)
+    meanings, calibration = plot_meanings(assessment.meanings), plot_calibration(assessment.reliability)
     probs = probs['test']
     cases = plot_cases(images[test], masks[test], probs, rows, pick_cases(rows))
     figures = [('Curves', curves, 'By epoch. The dashed line is the epoch whose weights were kept.'),
         ('Every test image', plot_dice(rows), 'Dice of each test image against the size of its tumor. An image without tumor scores 1 if nothing is predicted on it.'),
         ('Cases', cases, 'Image, true mask, prediction with the true outline: equal steps through the ranking by Dice, worst first; the last row is a normal image.'),
-        ('What IoU means', plot_meanings(assessment.meanings), 'The same predictions under every meaning of IoU met in the literature.'),
-        ('Calibration', plot_calibration(assessment.reliability), 'Share of tumor among the pixels of each confidence, over pixels of at least 1 %. The dotted line is an honest probability.')]
+        ('What IoU means', meanings, 'The same predictions under every meaning of IoU met in the literature.'),
+        ('Calibration', calibration, 'Share of tumor among the pixels of each confidence, over pixels of at least 1 %. The dotted line is an honest probability.')]
     tables = [('At original size', assessment.intervals, f"Test part, with 95 % intervals over {assessment.scores[assessment.scores.part == 'test'].group.nunique()} groups of images of one lesion. Distances in pixels of the original image; a missed lesion costs the diagonal."),
         ('By class, at original size', assessment.by_class.T.reset_index(), ''), ('By lesion size, at original size', assessment.by_size.T.reset_index(), 'small: up to 3 % of the image, medium: up to 10 %, large: more.'),
         ('Every meaning of IoU', assessment.meanings, '')]
@@ -120,13 +120,19 @@ def _score(out, config, df, images, masks, split, device, checks):
     write_figure(out/'preview.png', preview_figure(images[test][few], masks[test][few], probs[few], f"test images, weights of epoch {metrics['best_epoch']}"))
     write_figure(out/'figure.png', cases)
     write_figure(out/'curves.png', curves)
-    write_figure(out/'meanings.png', figures[-2][1])
-    write_figure(out/'calibration.png', figures[-1][1])
+    write_figure(out/'meanings.png', meanings)
+    write_figure(out/'calibration.png', calibration)
     write_file(out/'report.html', render_report(config, metrics, figures, checks, tables))
     write_json(out/'metrics.json', metrics)
     return json.loads((out/'metrics.json').read_text())
 
-# %% ../nbs/29_run.ipynb #d05b6a83
+# %% ../nbs/29_run.ipynb #da108ef9
+def _arrays_of(split, df, size):
+    "The rows of `df` that a split uses, and their images and masks at one size."
+    used = df.image.isin(split.image).to_numpy()
+    images, masks = (a[used] for a in load_arrays(df, size))
+    return df[used].reset_index(drop=True), images, masks
+
 def evaluate_run(
     run, # The folder of a finished run
     data=None, # The dataset; where the run found it if None
@@ -138,9 +144,7 @@ def evaluate_run(
     if 'finished' not in config: raise BusiError(f"{out}: this run is not finished. Continue it with `busi-unetpp train --out {out} --resume`.")
     df = read_busi(data or config['dataset']['path'])
     split = read_split(out/'split.csv', df[df.image.isin(pd.read_csv(out/'split.csv').image)]) # the run may have left images out
-    used = df.image.isin(split.image).to_numpy()
-    images, masks = (a[used] for a in load_arrays(df, config['recipe']['size']))
-    df = df[used].reset_index(drop=True)
+    df, images, masks = _arrays_of(split, df, config['recipe']['size'])
     trained, config['dataset'] = config['dataset'], describe_data(df, images, masks)
     if config['dataset']['pixels_sha256'] != trained['pixels_sha256']:
         warnings.warn(f"{df.image_path.iloc[0].parent.parent}: the pixels are not those that {out} was trained on, so its numbers will differ.")
@@ -175,15 +179,13 @@ def _plan(data, out, recipe, resume, split, command, overrides):
 
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
-# %% ../nbs/29_run.ipynb #171b293e
+# %% ../nbs/29_run.ipynb #99b1716e
 def _load(data, recipe, split, refuse_leaks):
     "The table, arrays, split and data check of a run; `split` may be a CSV."
     df = read_busi(data)
     chosen = read_split(split, df) if split else make_split(df, recipe.split, recipe.test_size, recipe.split_seed, recipe.fold, recipe.folds)
     if refuse_leaks: check_leaks(chosen, split or 'the split')
-    used = df.image.isin(chosen.image).to_numpy()
-    images, masks = (a[used] for a in load_arrays(df, recipe.size))
-    df = df[used].reset_index(drop=True)
+    df, images, masks = _arrays_of(chosen, df, recipe.size)
     checks = check_data(df, images, masks, chosen)
     print('Data check')
     _say_checks(checks)

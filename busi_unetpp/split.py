@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/split.html.md"""
 # %% auto #0
 __all__ = ['PARTS', 'KINDS', 'image_groups', 'find_leaks', 'make_split', 'read_split', 'check_leaks']
 
-# %% ../nbs/07_split.ipynb #50d763e9
+# %% ../nbs/07_split.ipynb #c150a9f5
 from pathlib import Path
 
 import pandas as pd
@@ -17,17 +17,15 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from .dataset import BusiError
 from .duplicates import busi_groups
-from .manifest import load_manifest
+from .manifest import is_busi
 
-# %% ../nbs/07_split.ipynb #c332ae11
+# %% ../nbs/07_split.ipynb #3dc22a4d
 def image_groups(
     df:pd.DataFrame, # Columns `image`, and `group` or `width`, `height`, as from `read_busi`
 )->pd.Series: # A group id (str) for each row
     "Which images show the same lesion: the column `group` if there is one, BUSI's groups if the images are BUSI's, otherwise each image by itself."
     if 'group' in df: return df.group.astype(str)
-    if {'width', 'height'} <= set(df.columns):
-        known = load_manifest().set_index('file')[['width', 'height']].reindex(df.image)
-        if (known.to_numpy() == df[['width', 'height']].to_numpy()).all(): return df.image.map(busi_groups().set_index('image').group).astype(str)
+    if {'width', 'height'} <= set(df.columns) and is_busi(df): return df.image.map(busi_groups().set_index('image').group).astype(str)
     return df.image.astype(str)
 
 def find_leaks(
