@@ -123,7 +123,7 @@ def test_records_are_what_the_book_prints():
         assert 'path' not in config['dataset'] and not re.search(r'/root|/work|/home|/tmp', (run/'config.json').read_text())
     from busi_unetpp.benchmark import as_line
     record = json.loads((ROOT/'nbs'/'records'/'benchmark.json').read_text())
-    shown = '\n'.join(text for _, text in text_outputs(ROOT/'nbs'/'41_benchmark.ipynb'))
+    shown = '\n'.join(text for _, text in text_outputs(ROOT/'nbs'/'42_benchmark.ipynb'))
     for row in record['rows']: assert as_line(row) in shown, row
 
 
