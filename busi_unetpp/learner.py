@@ -84,9 +84,9 @@ class Recipe:
 # %% ../nbs/17_learner.ipynb #1b512d29
 RECIPES = {r.name: r for r in (
     Recipe(),
-    Recipe('strong', size=256, batch_size=16, epochs=16, lr=1e-3, weight_decay=.02, monitor='image_dice_with_tumor', patience=16, split='kfold', loss='dice_bce', per_image_loss=True,
-        smooth=1., schedule='one_cycle', encoder_lr=.3, pretrained='auto', augment=1., ema=.99, cpu_bf16=True,
-        model=dict(encoder='tf_efficientnet_lite0', filters=(32, 48, 64, 128), kernel_size=3, deep_supervision=True, presence=True)),
+    Recipe('strong', size=256, batch_size=8, epochs=14, lr=2e-3, weight_decay=.02, monitor='image_dice_with_tumor', patience=14, split='kfold', loss='dice_bce', per_image_loss=True,
+        smooth=1., schedule='one_cycle', encoder_lr=.5, pretrained='auto', augment=1., ema=.98, cpu_bf16=True,
+        model=dict(encoder='tf_efficientnet_lite0', filters=(16, 24, 40, 112), kernel_size=3, n_heads=1, presence=True)),
     Recipe('demo', size=96, epochs=12, lr=1e-3, model=dict(filters=(8, 12, 16, 24, 32), bottleneck=48)),
 )}
 
