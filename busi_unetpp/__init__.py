@@ -15,8 +15,10 @@ Modules:
 - `busi_unetpp.duplicates`: Find the images that show the same lesion, so that none of them trains a network that another one judges.
 - `busi_unetpp.encoder`: The nested decoder on an encoder that has already seen a million photographs.
 - `busi_unetpp.evaluate`: Score a trained network on both parts of its split, and place the paper's Table 1 beside it.
+- `busi_unetpp.explore`: Move the threshold and watch the outline, step through the dataset, drop in an image of your own: the explorer, and the small functions that it is made of.
 - `busi_unetpp.export`: Hand the network to programs that know nothing of this package: one file that takes the pixels of an image and gives a probability for each.
 - `busi_unetpp.fetch`: Get BUSI onto the disk, whole and checked, or say exactly what to do instead.
+- `busi_unetpp.figures`: One style for every picture of this book, and the measurements that it has to pass.
 - `busi_unetpp.files`: A file is either written whole or not at all.
 - `busi_unetpp.hub`: Hand a trained model on with everything that belongs to it, in a folder or on the Hugging Face Hub, and take one in without running anybody's code.
 - `busi_unetpp.images`: Read what a hospital, a scanner or a friend hands over: PNG, JPEG, TIFF, BMP and DICOM, one frame at a time, with the size of a pixel where it is known.
@@ -35,6 +37,7 @@ Modules:
 - `busi_unetpp.site`: Build these pages, and check them, with or without Quarto.
 - `busi_unetpp.split`: Which images train the network and which judge it, written down.
 - `busi_unetpp.stats`: 95 % intervals and paired tests that resample groups of copies, not single images.
+- `busi_unetpp.strong`: Which recipe beats the paper's, how was it found, and what does it reach on images that had no say in it?
 - `busi_unetpp.uncertainty`: Which of its own predictions will be wrong? Ask the network the same question several times, and send the image to a human when the answers differ.
 - `busi_unetpp.unetpp`: The paper's network, node by node, and drawn from the module itself."""
 

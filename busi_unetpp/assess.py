@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/assess.html.md"""
 # %% auto #0
 __all__ = ['SHADES', 'calibrate', 'plot_calibration', 'Assessment', 'assess', 'write_assessment']
 
-# %% ../nbs/27_assess.ipynb #1e67e734
+# %% ../nbs/27_assess.ipynb #9706e478
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 
 from .calibration import apply_temperature, expected_calibration_error, fit_temperature, plot_reliability, reliability, to_logits
 from .dataset import BusiError
+from .figures import COLORS, WIDTH, styled
 from .files import write_csv, write_json
 from .lesions import by_group, score_images, summarize_scores
 from .meanings import iou_meanings
 from .stats import interval_table
 
-# %% ../nbs/27_assess.ipynb #e2102d33
-SHADES = {'as trained': '#0072B2', 'after temperature scaling': '#D55E00'}
+# %% ../nbs/27_assess.ipynb #3e3c8767
+SHADES = {'as trained': COLORS['blue'], 'after temperature scaling': COLORS['vermilion']}
 
 def _temperature(probs, masks):
     "The temperature of the validation part; 1 without one, or where none is best."
@@ -46,14 +47,15 @@ def calibrate(
         for name, p in states.items()})
     return summary, pd.concat([table.assign(state=name) for name, table in tables.items()], ignore_index=True)
 
+@styled
 def plot_calibration(
     table:pd.DataFrame, # From `calibrate`
-)->Figure: # 4.2 x 4 inches
+)->Figure: # 7 x 3.6 inches
     "The reliability curves of one run."
-    fig = Figure(figsize=(4.2, 4), layout='constrained')
+    fig = Figure(figsize=(WIDTH, 3.6))
     ax = fig.subplots()
     for state, g in table.groupby('state', sort=False): plot_reliability(g, ax, state, SHADES[state])
-    ax.legend(frameon=False, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), markerscale=.7)       # above the curves, which start and end in corners
+    ax.legend(loc='upper left', bbox_to_anchor=(1, 1), markerscale=.7)       # beside the curves, which start and end in corners
     return fig
 
 # %% ../nbs/27_assess.ipynb #c2670d3f

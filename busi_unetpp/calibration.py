@@ -10,13 +10,14 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/calibration.html.md"""
 __all__ = ['reliability', 'expected_calibration_error', 'plot_reliability', 'to_logits', 'fit_temperature', 'apply_temperature',
            'lesion_confidence']
 
-# %% ../nbs/25_calibration.ipynb #5b79cc5b
+# %% ../nbs/25_calibration.ipynb #d87734b2
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from .dataset import BusiError
+from .figures import COLORS
 
 # %% ../nbs/25_calibration.ipynb #3d0180dd
 def _checked(probs, masks):
@@ -59,16 +60,16 @@ def expected_calibration_error(
     "The mean distance between confidence and observation, over the pixels of the table."
     return float(((table.observed - table.confidence).abs()*table.pixels).sum()/table.pixels.sum())
 
-# %% ../nbs/25_calibration.ipynb #91b236eb
+# %% ../nbs/25_calibration.ipynb #69aa6a03
 def plot_reliability(
     table:pd.DataFrame, # From `reliability`
     ax, # matplotlib Axes
     label:str='', # Named in the legend, before the error
-    color:str='#0072B2', # Of the curve
+    color:str=COLORS['blue'], # Of the curve
 ):
     "Observed share against confidence with the diagonal of honest probabilities; a dot's area grows with the number of its pixels."
     t = table.dropna()
-    if not ax.lines: ax.plot([0, 1], [0, 1], color='#666666', ls=':', lw=1)
+    if not ax.lines: ax.plot([0, 1], [0, 1], color=COLORS['gray'], ls=':', lw=1)
     ax.plot(t.confidence, t.observed, color=color, lw=1.2)
     ax.scatter(t.confidence, t.observed, s=10 + 70*(t.pixels/t.pixels.max())**.5, color=color, alpha=.8, lw=0, label=f'{label} (ECE {expected_calibration_error(table):.3f})'.strip())
     ax.set(xlabel='confidence: mean probability', ylabel='observed: share of tumor', xlim=(-.03, 1.03), ylim=(-.03, 1.03), aspect='equal')

@@ -9,13 +9,14 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/compare.html.md"""
 # %% auto #0
 __all__ = ['SHOWN', 'read_scores', 'compare_runs', 'plot_compare', 'write_compare']
 
-# %% ../nbs/30_compare.ipynb #f7db935b
+# %% ../nbs/30_compare.ipynb #7a281069
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from .dataset import BusiError
+from .figures import BACKGROUND, COLORS, LINES, WIDTH, styled
 from .files import check_writable, write_csv, write_figure
 from .stats import interval_table, paired_test
 
@@ -62,30 +63,30 @@ def _names(runs):
     parts = [r.resolve().parts for r in runs]
     return next((names for k in range(1, max(map(len, parts)) + 1) if len(set(names := ['/'.join(p[-k:]) for p in parts])) == len(runs)), [str(r) for r in runs])
 
-# %% ../nbs/30_compare.ipynb #cf3e68f1
+# %% ../nbs/30_compare.ipynb #2dd9deae
 SHOWN = dict(image_dice_with_tumor='Dice per image with tumor', image_iou_with_tumor='IoU per image with tumor', iou='mean IoU of two classes, pooled', accuracy='accuracy',
     found_50='lesions found at IoU 0.5', clean_normals='normals without a false alarm')
 
+@styled
 def plot_compare(
     table:pd.DataFrame, # From `compare_runs`
     metrics:dict=SHOWN, # Metric -> what the axis is called
 )->Figure: # 7 inches wide
     "A dot with its 95 % interval for each run and metric; an open dot is a run that differs from the first (p < 0.05)."
-    runs, colors = list(dict.fromkeys(table.run)), ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-    fig = Figure(figsize=(7, .5 + len(metrics)*(.22 + .17*len(runs)) + .2*len(runs)), layout='constrained')
+    runs = list(dict.fromkeys(table.run))
+    fig = Figure(figsize=(WIDTH, .5 + len(metrics)*(.22 + .17*len(runs)) + .2*len(runs)))
     ax = fig.subplots()
     for j, run in enumerate(runs):
         t = table[table.run == run].set_index('metric').loc[list(metrics)]
         y = [i + .7*(j + .5)/len(runs) - .35 for i in range(len(metrics))]
-        color = colors[j % len(colors)]
+        color = COLORS[LINES[j % len(LINES)]]
         ax.hlines(y, t.low, t.high, color=color, lw=1.6)
-        ax.scatter(t.value, y, s=30, color=[('white' if p < .05 else color) for p in t.p], edgecolor=color, zorder=3, label=f'{run} ({t.images.iloc[0]} images)')
-    ax.set_yticks(range(len(metrics)), metrics.values(), fontsize=9)
+        ax.scatter(t.value, y, s=30, color=[(BACKGROUND if p < .05 else color) for p in t.p], edgecolor=color, zorder=3, label=f'{run} ({t.images.iloc[0]} images)')
+    ax.set_yticks(range(len(metrics)), metrics.values())
     ax.invert_yaxis()
     ax.set(xlabel='score, with 95 % interval over groups of images of one lesion', xlim=(max(0, table[table.metric.isin(metrics)].low.min() - .05), 1.01))
     ax.grid(axis='x', color='#dddddd', lw=.7)
-    ax.spines[['top', 'right']].set_visible(False)
-    fig.legend(frameon=False, fontsize=8, loc='outside upper left', ncols=1)
+    fig.legend(loc='outside upper left', ncols=1)
     return fig
 
 # %% ../nbs/30_compare.ipynb #0f05a97c

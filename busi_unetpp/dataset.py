@@ -11,7 +11,7 @@ __all__ = ['LABELS', 'LABEL_COLORS', 'BusiError', 'to_gray', 'open_image', 'read
            'natural_key', 'find_problems', 'read_busi', 'count_classes', 'summarize', 'measure_tumors',
            'predict_nothing']
 
-# %% ../nbs/01_dataset.ipynb #a5724b81
+# %% ../nbs/01_dataset.ipynb #55b71db7
 import os
 import re
 import warnings
@@ -21,15 +21,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-# %% ../nbs/01_dataset.ipynb #b78a46bc
+# %% ../nbs/01_dataset.ipynb #4083eecf
 class BusiError(ValueError):
     "A fault in what the user handed over; the message names the file or value and the remedy."
 
-# %% ../nbs/01_dataset.ipynb #6615a6af
+# %% ../nbs/01_dataset.ipynb #21d2ec68
 LABELS = ('normal', 'benign', 'malignant')
 LABEL_COLORS = {'normal': '#0072B2', 'benign': '#009E73', 'malignant': '#D55E00'}  # Okabe and Ito: safe for color-blind readers
 
-# %% ../nbs/01_dataset.ipynb #61ccd6f0
+# %% ../nbs/01_dataset.ipynb #a02af931
 def to_gray(
     im:Image.Image, # An opened image of any PNG mode
 )->np.ndarray: # uint8 `(H, W)`, 0-255
@@ -40,7 +40,7 @@ def to_gray(
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'black'), im)
     return np.array(im.convert('RGB').convert('L') if im.mode not in ('L', '1') else im.convert('L'))
 
-# %% ../nbs/01_dataset.ipynb #6e709909
+# %% ../nbs/01_dataset.ipynb #8582b1d6
 def _unreadable(path, why):
     return BusiError(f"{path}: {why}. Replace it with the original file (`busi-unetpp data verify` lists every such file).")
 
@@ -56,7 +56,7 @@ def open_image(
     except BusiError: raise
     except Exception as e: raise _unreadable(path, f'not an image that can be read ({type(e).__name__})') from e
 
-# %% ../nbs/01_dataset.ipynb #b3919d53
+# %% ../nbs/01_dataset.ipynb #63133d64
 def read_gray(
     path, # Path of an image file
 )->np.ndarray: # uint8 `(H, W)`, 0-255
@@ -65,7 +65,7 @@ def read_gray(
         try: return to_gray(im)
         except Exception as e: raise _unreadable(path, f'truncated or damaged ({e})') from e
 
-# %% ../nbs/01_dataset.ipynb #6af8cd26
+# %% ../nbs/01_dataset.ipynb #9aae3e97
 def read_mask(
     path, # Path of a mask file, black and white in any PNG mode
 )->np.ndarray: # uint8 `(H, W)`, 1 on the tumor, 0 elsewhere
@@ -80,14 +80,14 @@ def read_mask(
                         "Replace it with the original, or threshold it yourself and save it as a 1-bit PNG.")
     return (a > 0).astype(np.uint8)
 
-# %% ../nbs/01_dataset.ipynb #f5b65dd1
+# %% ../nbs/01_dataset.ipynb #82ac5da5
 def merge_masks(
     masks, # Sequence of arrays of one shape `(H, W)`, zeros and ones
 )->np.ndarray: # uint8 `(H, W)`, 1 where any mask is 1
     "The masks of one image added and clipped back to 0-1, as in the paper (section 1.2)."
     return np.minimum(np.sum(masks, axis=0), 1).astype(np.uint8)
 
-# %% ../nbs/01_dataset.ipynb #ce49be67
+# %% ../nbs/01_dataset.ipynb #7760ab21
 def find_root(
     path=None, # The dataset's folder or its parent; the environment variable `BUSI_PATH` if None
 )->Path: # The folder that holds `benign/`, `malignant/` and `normal/`
@@ -102,14 +102,14 @@ def find_root(
                         "`busi-unetpp data fetch DEST` downloads BUSI, `busi-unetpp data phantom DEST` makes a stand-in.")
     return found[0]
 
-# %% ../nbs/01_dataset.ipynb #3c70c27d
+# %% ../nbs/01_dataset.ipynb #eb838872
 def natural_key(
     name:str, # A file name or relative path
 )->list: # A sort key in which numbers compare as numbers
     "A key that sorts `benign (2).png` before `benign (10).png`."
     return [int(s) if s.isdecimal() else s.lower() for s in re.split(r'(\d+)', name)]
 
-# %% ../nbs/01_dataset.ipynb #1b8bf935
+# %% ../nbs/01_dataset.ipynb #c5a8ad19
 _MASK = re.compile(r'(?P<stem>.+)_mask(?:_\d+)?$')
 
 def _scan(root):
@@ -126,7 +126,7 @@ def _scan(root):
     files = pd.DataFrame(rows, columns=['file', 'path', 'label', 'stem', 'is_mask', 'id'])
     return files.sort_values('file', key=lambda s: s.map(natural_key)).reset_index(drop=True)
 
-# %% ../nbs/01_dataset.ipynb #1996741b
+# %% ../nbs/01_dataset.ipynb #85675452
 def _name_problems(files):
     "Problems that the names alone show."
     images, masks = files[~files.is_mask], files[files.is_mask]
@@ -139,7 +139,7 @@ def _name_problems(files):
     lower = masks.file.str.lower()
     for f in masks[lower.duplicated(keep=False)].file: yield f, 'duplicate name', 'keep one of the files whose names differ in case only'
 
-# %% ../nbs/01_dataset.ipynb #cd21f6d0
+# %% ../nbs/01_dataset.ipynb #4aa4fca7
 def _read_sizes(files):
     "`(width, height)` a file, None where it cannot be read, and the problems met on the way."
     sizes, problems = {}, []
@@ -156,7 +156,7 @@ def _read_sizes(files):
             problems.append((f, 'mask of another size', f'the mask is {sizes[f][0]}x{sizes[f][1]}, its image {want[0]}x{want[1]}: restore the original mask'))
     return sizes, problems
 
-# %% ../nbs/01_dataset.ipynb #16a9bc56
+# %% ../nbs/01_dataset.ipynb #835d4967
 def _pixel_problems(files):
     "Problems that only decoding shows: damaged files and masks that are not black and white."
     for f, path, is_mask in zip(files.file, files.path, files.is_mask):
@@ -174,7 +174,7 @@ def find_problems(
     if decode: rows += _pixel_problems(files[~files.file.isin(seen)])
     return pd.DataFrame(rows, columns=['file', 'problem', 'remedy'])
 
-# %% ../nbs/01_dataset.ipynb #799f1e85
+# %% ../nbs/01_dataset.ipynb #92f208b4
 def _complain(problems, root, strict):
     "Raise, or warn, with the first problems in words."
     lines = [f'  {r.file}: {r.problem}; {r.remedy}' for r in problems.head(10).itertuples()]
@@ -183,7 +183,7 @@ def _complain(problems, root, strict):
     if strict: raise BusiError(text)
     warnings.warn(text + '\nThe images concerned are left out.', stacklevel=3)
 
-# %% ../nbs/01_dataset.ipynb #dd8388bd
+# %% ../nbs/01_dataset.ipynb #86802a86
 def read_busi(
     path=None, # The dataset's folder or its parent; `BUSI_PATH` if None
     strict:bool=True, # Refuse a dataset with problems? If False, warn and leave out the images concerned
@@ -201,7 +201,7 @@ def read_busi(
     return pd.DataFrame(dict(image=images.file, image_path=images.path, label=images.label, mask_paths=images.id.map(masks),
         width=[sizes[f][0] for f in images.file], height=[sizes[f][1] for f in images.file])).reset_index(drop=True)
 
-# %% ../nbs/01_dataset.ipynb #24acc285
+# %% ../nbs/01_dataset.ipynb #4c159fd6
 def count_classes(
     df:pd.DataFrame, # From `read_busi`
 )->pd.DataFrame: # Index `normal`, `benign`, `malignant`, `all`; columns `images`, `masks`, `several_masks` (images with more than one)
@@ -211,7 +211,7 @@ def count_classes(
     t.loc['all'] = t.sum()
     return t.rename_axis(None)
 
-# %% ../nbs/01_dataset.ipynb #03b3bceb
+# %% ../nbs/01_dataset.ipynb #ab9e3c62
 def summarize(
     path=None, # The dataset's folder or its parent; `BUSI_PATH` if None
 )->dict: # `root`; `counts` (class -> images, masks, several_masks); `sizes` (width, height -> min, median, max); `problems` (list of dicts)
@@ -224,7 +224,7 @@ def summarize(
     sizes = df[['width', 'height']].agg(['min', 'median', 'max']).fillna(0).astype(int)
     return dict(root=str(root), counts=count_classes(df).astype(int).T.to_dict(), sizes=sizes.to_dict(), problems=problems.to_dict('records'))
 
-# %% ../nbs/01_dataset.ipynb #a553cbdb
+# %% ../nbs/01_dataset.ipynb #fbb3d71b
 def measure_tumors(
     df:pd.DataFrame, # From `read_busi`
 )->pd.DataFrame: # `image`, `label`, `masks`, `width`, `height`, `tumor` (share of the pixels, 0-1), `x`, `y` (centroid, 0-1 from the top left; NaN without tumor)
@@ -237,7 +237,7 @@ def measure_tumors(
         rows.append((r.image, r.label, len(r.mask_paths), r.width, r.height, m.mean(), x, y))
     return pd.DataFrame(rows, columns=['image', 'label', 'masks', 'width', 'height', 'tumor', 'x', 'y'])
 
-# %% ../nbs/01_dataset.ipynb #928e0382
+# %% ../nbs/01_dataset.ipynb #485f6f72
 def predict_nothing(
     tumor:float, # Share of tumor pixels in the data, 0-1
 )->dict: # Keys `accuracy`, `iou` (mean of two classes), `tumor_iou`, `tumor_dice`

@@ -13,7 +13,7 @@ __all__ = ['ALTERATIONS', 'SIDE', 'SAME_LESION', 'SAME_PICTURE', 'draw_on', 'Fea
            'make_groups', 'busi_groups', 'color_share', 'count_letters', 'find_altered', 'summarize_groups', 'main',
            'find_groups', 'find_marks']
 
-# %% ../nbs/08_duplicates.ipynb #abb9ec3e
+# %% ../nbs/08_duplicates.ipynb #dc0e2193
 import os
 from functools import partial
 from importlib.resources import files
@@ -36,7 +36,7 @@ from sklearn.decomposition import PCA
 from .dataset import BusiError, open_image, read_busi, read_gray
 from .files import made_with, write_csv, write_json
 
-# %% ../nbs/08_duplicates.ipynb #cb605ecc
+# %% ../nbs/08_duplicates.ipynb #38636cf6
 def draw_on(
     image, # uint8 `(H, W)`
     text:str='RT AXILLA LOQ', # Written at the bottom left
@@ -69,7 +69,7 @@ ALTERATIONS = {
     'rotated by 10 degrees': lambda a: _uint8(rotate(a, 10, preserve_range=True)),
     'mirrored': lambda a: a[:, ::-1].copy()}
 
-# %% ../nbs/08_duplicates.ipynb #d34e9bd8
+# %% ../nbs/08_duplicates.ipynb #a2641534
 SIDE = 360 # pixels; about 400 points an image in BUSI, 0.1 s each
 
 class Features(NamedTuple):
@@ -93,7 +93,7 @@ def image_features(
     except RuntimeError: return Features(_uint8(small*255), np.zeros((0, 2), np.float32), np.zeros((0, 128), np.uint8), image.shape) # scikit-image's way to say: none
     return Features(_uint8(small*255), sift.positions[:, ::-1].astype(np.float32), sift.descriptors.astype(np.uint8), image.shape)
 
-# %% ../nbs/08_duplicates.ipynb #fcdfd1a2
+# %% ../nbs/08_duplicates.ipynb #ff69c933
 def match_points(
     a:Features, # One image
     b:Features, # The other
@@ -118,7 +118,7 @@ def fit_transform(
         model, inside = affine, close
     return model, int(inside.sum())
 
-# %% ../nbs/08_duplicates.ipynb #d3b0924a
+# %% ../nbs/08_duplicates.ipynb #ed29f1a8
 def texture(
     image, # float `(H, W)`, 0-1
 )->np.ndarray: # float `(H, W)`, -2.5 to 2.5
@@ -140,7 +140,7 @@ def texture_correlation(
     ta, tb = (texture(np.where(inside, im, im[inside].mean()))[seen] for im in (a, moved)) # both end at the same border
     return float(np.corrcoef(ta, tb)[0, 1]), float(inside.mean())
 
-# %% ../nbs/08_duplicates.ipynb #b984824f
+# %% ../nbs/08_duplicates.ipynb #9ab1c478
 class Match(NamedTuple):
     "How two images go together."
     matches:int # pairs of points
@@ -169,7 +169,7 @@ def match_pair(
     p = whole.params
     return Match(len(src), n, ncc, overlap, float(np.sqrt(abs(np.linalg.det(p[:2, :2])))), float(np.degrees(np.arctan2(p[1, 0], p[0, 0]))), whole)
 
-# %% ../nbs/08_duplicates.ipynb #28fb2d6e
+# %% ../nbs/08_duplicates.ipynb #71f34315
 class Index(NamedTuple):
     "The descriptors of many images, ready to be asked."
     pca:PCA # 128 numbers to 32
@@ -207,7 +207,7 @@ def count_votes(
     np.add.at(votes, top[:, :6].ravel(), (best[:, :6] - best[:, 6:]).ravel())
     return votes/len(likeness)
 
-# %% ../nbs/08_duplicates.ipynb #f5e45483
+# %% ../nbs/08_duplicates.ipynb #b5ce2d49
 def thumbnail_correlations(
     features, # List of `Features`
 )->np.ndarray: # float `(n, n)`, -1 to 1; 0 for images of one gray level
@@ -231,7 +231,7 @@ def shortlist(
     pairs |= set(zip(*np.nonzero(np.triu(thumbnail_correlations(features) > alike, 1))))
     return np.array(sorted(pairs))
 
-# %% ../nbs/08_duplicates.ipynb #a5b04043
+# %% ../nbs/08_duplicates.ipynb #a99cf1cd
 SAME_LESION = dict(inliers=6, ncc=.25)
 SAME_PICTURE = dict(inliers=6, ncc=.9)
 
@@ -271,7 +271,7 @@ def group_images(
     _, ids = connected_components(coo_array((np.ones(len(pairs)), ends), shape=(len(number),)*2), directed=False)
     return pd.factorize(ids)[0]
 
-# %% ../nbs/08_duplicates.ipynb #7730175d
+# %% ../nbs/08_duplicates.ipynb #ea5ed2d4
 def judge(
     pairs:pd.DataFrame, # Columns `a`, `b`: found by the search
     by_eye:pd.DataFrame, # Columns `a`, `b`, `verdict` (`same picture`, `same lesion`, `different` or `unsure`)
@@ -294,7 +294,7 @@ def make_groups(
     if by_eye is not None: lesion = judge(lesion, by_eye)
     return pd.DataFrame(dict(image=list(names), group=group_images(names, lesion), picture=group_images(names, pairs[is_same(pairs, strict=True)])))
 
-# %% ../nbs/08_duplicates.ipynb #924a3cd3
+# %% ../nbs/08_duplicates.ipynb #fac8ce1d
 def busi_groups(
     strict:bool=False, # Group only what is the same picture, and not all of the same lesion?
 )->pd.DataFrame: # Columns `image` (such as `benign/benign (1).png`) and `group` (number), 780 rows
@@ -302,7 +302,7 @@ def busi_groups(
     with files('busi_unetpp').joinpath('busi_groups.csv').open(encoding='utf-8') as f: table = pd.read_csv(f)
     return table[['image', 'picture' if strict else 'group']].set_axis(['image', 'group'], axis=1)
 
-# %% ../nbs/08_duplicates.ipynb #02e15c80
+# %% ../nbs/08_duplicates.ipynb #b1a723b3
 def color_share(
     path, # Path of an image file
 )->float: # 0-1
@@ -320,7 +320,7 @@ def count_letters(
     letters = [(*m.centroid, size(m)[0]) for m in marks if 6 <= m.area <= 160 and 7 <= max(size(m)) <= 26 and min(size(m)) >= 4 and m.extent < .75]
     return max((sum(abs(v - y) < 5 and abs(u - x) < 90 and abs(k - h) <= 4 for v, u, k in letters) for y, x, h in letters), default=0)
 
-# %% ../nbs/08_duplicates.ipynb #aa110522
+# %% ../nbs/08_duplicates.ipynb #24838488
 def find_altered(
     images, # List of uint8 `(H, W)`: images that are altered
     numbers, # Their numbers in `features`
@@ -339,7 +339,7 @@ def find_altered(
         rows[name] = [len(hits), *np.sum(hits, axis=0).tolist()]
     return pd.DataFrame(rows, index=['images', 'listed', 'found', 'found_strict']).T
 
-# %% ../nbs/08_duplicates.ipynb #545c205a
+# %% ../nbs/08_duplicates.ipynb #8efef28f
 def summarize_groups(
     groups:pd.DataFrame, # From `make_groups`
     labels, # The class of each image
@@ -366,7 +366,7 @@ def main(
         typer.secho(f'Error: {e}', fg='red', err=True)
         raise typer.Exit(1)
 
-# %% ../nbs/08_duplicates.ipynb #34e948b0
+# %% ../nbs/08_duplicates.ipynb #9bcb17b0
 def _features(path): return image_features(read_gray(path))
 
 def _read_by_eye(path):
@@ -419,5 +419,5 @@ def _write_record(folder, df, features, pairs, groups, eye, altered):
     write_csv(folder/'near_copies.csv', pd.DataFrame(dict(image=df.image, correlation=thumbs.max(axis=1).round(4), nearest=df.image.to_numpy()[thumbs.argmax(axis=1)])))
     write_json(folder/'duplicates.json', facts)
 
-# %% ../nbs/08_duplicates.ipynb #0592e984
+# %% ../nbs/08_duplicates.ipynb #3813694d
 if __name__ == '__main__': typer.run(main)

@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/images.html.md"""
 __all__ = ['SIDES', 'PIXELS', 'WHITE', 'FORMATS', 'FRAMES', 'SUFFIXES', 'check_shape', 'to_uint8', 'Frame', 'dicom_spacing',
            'is_dicom', 'read_image', 'as_frame', 'find_images']
 
-# %% ../nbs/33_images.ipynb #0d8a3b3a
+# %% ../nbs/33_images.ipynb #8c251664
 import os
 import warnings
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .dataset import BusiError, natural_key, to_gray
 
-# %% ../nbs/33_images.ipynb #fe255fab
+# %% ../nbs/33_images.ipynb #8192eab8
 SIDES = (16, 16384)      # pixels
 PIXELS = 50_000_000      # of one frame
 
@@ -36,7 +36,7 @@ def check_shape(
     if max(height, width) > SIDES[1] or height*width > PIXELS:
         raise BusiError(f"{name}: {width} x {height} pixels is too large; a side may have up to {SIDES[1]}, a frame up to {PIXELS//10**6} million. Crop the picture, or make it smaller.")
 
-# %% ../nbs/33_images.ipynb #e34a0f22
+# %% ../nbs/33_images.ipynb #d2b43d77
 WHITE = (255, 1023, 4095, 16383, 65535)   # largest values of 8, 10, 12, 14 and 16 bits
 
 def to_uint8(
@@ -54,7 +54,7 @@ def to_uint8(
     else: low, white = 0., next(s for s in scales if high <= s)
     return np.round((a.astype(np.float64) - low)*(255/(white or 1))).astype(np.uint8)
 
-# %% ../nbs/33_images.ipynb #b1a254f0
+# %% ../nbs/33_images.ipynb #780801b7
 @dataclass(frozen=True)
 class Frame:
     "One picture of a file."
@@ -67,7 +67,7 @@ class Frame:
 
     def __str__(self): return self.name if self.frames == 1 else f'{self.name}, frame {self.index} of {self.frames}'
 
-# %% ../nbs/33_images.ipynb #9ca20ed7
+# %% ../nbs/33_images.ipynb #767680e7
 FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
 
 def _levels(im, name):
@@ -83,7 +83,7 @@ def _picture_frames(path):
             check_shape(im.height, im.width, path)
             if im.size == size: yield Frame(path.name, _levels(im, path), None, path, i + 1, n)
 
-# %% ../nbs/33_images.ipynb #0392faa6
+# %% ../nbs/33_images.ipynb #6885b664
 def _valid(pair):
     "The pair of spacings as floats, or None unless both are positive finite numbers."
     try: pair = tuple(abs(float(v)) for v in pair)
@@ -103,7 +103,7 @@ def dicom_spacing(
     measures = (shared.get('PixelMeasuresSequence') or [ds])[0]
     return _valid(measures.get('PixelSpacing') or ds.get('PixelSpacing') or ())
 
-# %% ../nbs/33_images.ipynb #32840a9b
+# %% ../nbs/33_images.ipynb #5f33ea05
 def _window(a, ds, name):
     "`a` through the modality and the stated window, uint8; or just scaled, if none is stated."
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -125,7 +125,7 @@ def _dicom_levels(a, ds, name):
     gray = _window(a, ds, name)
     return 255 - gray if kind == 'MONOCHROME1' else gray
 
-# %% ../nbs/33_images.ipynb #ac395f36
+# %% ../nbs/33_images.ipynb #5012ac41
 FRAMES = 10_000   # of one file
 
 def _dicom_header(path):
@@ -147,7 +147,7 @@ def _dicom_frames(path):
     spacing, n = dicom_spacing(ds), int(ds.get('NumberOfFrames') or 1)
     for i, a in enumerate(iter_pixels(path)): yield Frame(path.name, _dicom_levels(a, ds, path), spacing, path, i + 1, n)
 
-# %% ../nbs/33_images.ipynb #ea804d19
+# %% ../nbs/33_images.ipynb #12085b5f
 def is_dicom(
     path, # Of a file
 )->bool: # Does it start as DICOM does: 128 bytes of anything, then DICM?
@@ -186,7 +186,7 @@ def read_image(
         except Exception as e: raise _explain(path, e) from e
         yield frame
 
-# %% ../nbs/33_images.ipynb #3b8f5cd8
+# %% ../nbs/33_images.ipynb #794a9126
 def as_frame(
     image, # A path, a Pillow image, or an array `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` of whole numbers or floats
     index:int=1, # Which frame of a file, from 1
@@ -205,7 +205,7 @@ def as_frame(
     if isinstance(a, np.ndarray): a = Image.fromarray(to_uint8(a[..., 0] if a.shape[2:] == (1,) else a))
     return Frame('image', _levels(a, 'image'))
 
-# %% ../nbs/33_images.ipynb #8b71b989
+# %% ../nbs/33_images.ipynb #f1d26a39
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.dcm', '.dicom')
 
 def _walk(root, refused):
@@ -231,7 +231,7 @@ def _candidates(path, refused):
         if not matches: raise BusiError(f"{path}: no file matches.")
         for m in matches: yield from ((p, base.resolve()) for p in (_walk(m, refused) if m.is_dir() and not m.is_symlink() else [m]))
 
-# %% ../nbs/33_images.ipynb #cf667a6b
+# %% ../nbs/33_images.ipynb #5afa3e60
 def find_images(
     paths, # A path, or several: files, folders (all that is below), patterns with `*`, `?`, `**`
     skip=None, # A folder whose files are left out, for example that of the results

@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/learner.html.md"""
 __all__ = ['RECIPES', 'Recipe', 'get_recipe', 'CpuBF16', 'mixed_precision', 'make_loss', 'one_cycle', 'busi_learner',
            'overfit_one_batch', 'preview_figure', 'spread', 'Preview']
 
-# %% ../nbs/17_learner.ipynb #bd71f56f
+# %% ../nbs/17_learner.ipynb #90220b65
 import copy
 import math
 import time
@@ -35,6 +35,7 @@ from .augment import Augment
 from .checkpoint import Checkpoint, Ema, History, ResumableLearner, StopOnNaN
 from .dataset import BusiError
 from .encoder import build_unetpp, load_pretrained
+from .figures import PREDICTION, TRUTH, WIDTH, show_image, styled
 from .files import write_figure
 from .losses import DiceBCELoss, DiceLoss
 from .metrics import busi_metrics
@@ -81,7 +82,7 @@ class Recipe:
         if not 0 <= self.ema < 1: raise BusiError(f"ema {self.ema}: expected 0 or more, and less than 1.")
         if not 0 < self.test_size < 1: raise BusiError(f"test_size {self.test_size}: expected a share between 0 and 1.")
 
-# %% ../nbs/17_learner.ipynb #1b512d29
+# %% ../nbs/17_learner.ipynb #113652f3
 RECIPES = {r.name: r for r in (
     Recipe(),
     Recipe('strong', size=256, batch_size=8, epochs=14, lr=2e-3, weight_decay=.02, monitor='image_dice_with_tumor', patience=14, split='kfold', loss='dice_bce', per_image_loss=True,
@@ -203,21 +204,21 @@ def overfit_one_batch(
     return dict(first=losses[0], last=losses[-1], steps=len(losses), names=names, images=(x[:, 0]*255).byte().cpu().numpy(),
         masks=y[:, 0].byte().cpu().numpy(), probs=learn.loss_func.activation(last)[:, 0].detach().cpu().numpy())
 
-# %% ../nbs/17_learner.ipynb #7cd3a214
+# %% ../nbs/17_learner.ipynb #be69d5af
+@styled
 def preview_figure(
     images, # uint8 `(N, H, W)`
     masks, # uint8 `(N, H, W)`, zeros and ones
     probs, # float `(N, H, W)`, 0-1
     title:str, # Above the picture
-): # matplotlib Figure; made without pyplot, so that nothing has to be closed
+)->Figure: # Made without pyplot, so that nothing has to be closed
     "Images in a row, with the true outline (orange) and the predicted one (blue), above their probabilities."
     n = len(images)
-    fig = Figure(figsize=(1.7*max(n, 3), 3.9), layout='constrained')
+    fig = Figure(figsize=(WIDTH, 2.4*WIDTH/max(n, 3) + .5))
     for i, axs in enumerate(fig.subplots(2, n, squeeze=False).T):
-        show_overlay(axs[0], images[i], {'#E69F00': masks[i], '#56B4E9': probs[i] > .5})
-        axs[1].imshow(probs[i], vmin=0, vmax=1, cmap='viridis')
-        axs[1].axis('off')
-    fig.suptitle(title + '\ntruth orange, prediction blue; below: probability of tumor, 0 (dark) to 1 (bright)', fontsize=8)
+        show_overlay(axs[0], images[i], {TRUTH: masks[i], PREDICTION: probs[i] > .5})
+        show_image(axs[1], probs[i], cmap='viridis')
+    fig.suptitle(title + '\ntruth orange, prediction blue; below: probability of tumor, 0 (dark) to 1 (bright)')
     return fig
 
 def spread(

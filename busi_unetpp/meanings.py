@@ -11,7 +11,7 @@ __all__ = ['MEANINGS', 'PROB_MEANINGS', 'AT_ORIGINAL', 'class_ious', 'count_mean
            'plot_meanings', 'two_class_iou', 'tumor_iou_bounds', 'plot_two_class', 'implied_tumor_scores',
            'averaged_tumor_bounds']
 
-# %% ../nbs/24_meanings.ipynb #746b7657
+# %% ../nbs/24_meanings.ipynb #c1bc38a8
 import numpy as np
 import pandas as pd
 import torch
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
 from .dataset import BusiError, LABELS
+from .figures import BACKGROUND, COLORS, WIDTH, styled
 from .metrics import COUNTS, confusion
 
 # %% ../nbs/24_meanings.ipynb #c6c5f425
@@ -116,23 +117,23 @@ def iou_meanings(
         rows += [(f'{name}, original size', MEANINGS[name][0], full[name], 'predictions brought back to the size of each image') for name in AT_ORIGINAL]
     return pd.DataFrame(rows, columns=['name', 'formula', 'value', 'where met'])
 
-# %% ../nbs/24_meanings.ipynb #35395178
+# %% ../nbs/24_meanings.ipynb #1d9b1511
+@styled
 def plot_meanings(
     table:pd.DataFrame, # From `iou_meanings`, or columns `name` and `value`
 )->Figure: # 7 inches wide
     "A dot for each meaning, largest on top; two-class means and tumor IoUs in their own color."
     t = table.sort_values('value').reset_index(drop=True)
-    fig = Figure(figsize=(7, .27*len(t) + .8), layout='constrained')
+    fig = Figure(figsize=(WIDTH, .27*len(t) + .8))
     ax = fig.subplots()
-    for start, color, marker, label in (('two', '#0072B2', 's', 'mean of two classes'), ('tumor', '#D55E00', 'o', 'tumor')):
+    for start, color, marker, label in (('two', 'blue', 's', 'mean of two classes'), ('tumor', 'vermilion', 'o', 'tumor')):
         g = t[t.name.str.startswith(start)]
-        ax.scatter(g.value, g.index, color=color, marker=marker, s=32, label=label, zorder=3)
-    for y, v in t.value.items(): ax.annotate(f'{v:.2f}', (v, y), (7, 0), textcoords='offset points', va='center', fontsize=8, bbox=dict(color='white', pad=1))
-    ax.set_yticks(t.index, t.name, fontsize=8)
+        ax.scatter(g.value, g.index, color=COLORS[color], marker=marker, s=32, label=label, zorder=3)
+    for y, v in t.value.items(): ax.annotate(f'{v:.2f}', (v, y), (7, 0), textcoords='offset points', va='center', fontsize=8, bbox=dict(color=BACKGROUND, pad=1))
+    ax.set_yticks(t.index, t.name)
     ax.set(xlabel='IoU of the same predictions', xlim=(0, 1.04))
     ax.grid(axis='y', color='#dddddd', lw=.7)
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
+    ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
     return fig
 
 # %% ../nbs/24_meanings.ipynb #d19a71a3
@@ -159,24 +160,23 @@ def tumor_iou_bounds(
     # below these means 'all misses' leaves no tumor to find, and 'all false alarms' no background
     return solve(0, 1.) if mean_iou > (1 - tumor)/2 else 0., solve(tumor, 0.) if mean_iou > tumor/2 else 2*mean_iou
 
-# %% ../nbs/24_meanings.ipynb #231b866b
+# %% ../nbs/24_meanings.ipynb #508635cd
+@styled
 def plot_two_class(
     tumor:float=.078, # Share of tumor pixels, 0-1
     points:dict=None, # Label -> (tumor IoU, two-class mean) to mark
 )->Figure: # 7 x 3.6 inches
     "What the mean of two classes reads for each tumor IoU."
     t = np.linspace(0, 1, 401)
-    fig = Figure(figsize=(7, 3.6), layout='constrained')
+    fig = Figure(figsize=(WIDTH, 3.6))
     ax = fig.subplots()
     false_alarms = two_class_iou(t, tumor, 0.)
-    ax.fill_between(t, np.where(np.isnan(false_alarms), 0, false_alarms), two_class_iou(t, tumor, 1.), color='#56B4E9', alpha=.45, lw=0, label='from all errors false alarms to all misses')
-    ax.plot(t, two_class_iou(t, tumor), color='#0072B2', label='as many misses as false alarms')
-    ax.plot(t, t, color='#666666', ls=':', lw=1, label='tumor IoU itself')
-    for (label, (x, y)), marker in zip((points or {}).items(), 'osD^v'): ax.plot(x, y, marker, ms=7, color='#D55E00', mec='white', zorder=3, label=label)
+    ax.fill_between(t, np.where(np.isnan(false_alarms), 0, false_alarms), two_class_iou(t, tumor, 1.), color=COLORS['sky'], alpha=.45, lw=0, label='from all errors false alarms to all misses')
+    ax.plot(t, two_class_iou(t, tumor), color=COLORS['blue'], label='as many misses as false alarms')
+    ax.plot(t, t, color=COLORS['gray'], ls=':', lw=1, label='tumor IoU itself')
+    for (label, (x, y)), marker in zip((points or {}).items(), 'osD^v'): ax.plot(x, y, marker, ms=7, color=COLORS['vermilion'], mec=BACKGROUND, zorder=3, label=label)
     ax.set(xlabel='tumor IoU, pooled', ylabel='mean IoU of two classes', xlim=(0, 1), ylim=(.3, 1.01), title=f'{tumor:.1%} of the pixels are tumor')
-    ax.title.set_fontsize(9)
-    ax.legend(frameon=False, fontsize=8, loc='lower right')
-    ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(loc='lower right')
     return fig
 
 # %% ../nbs/24_meanings.ipynb #7198d5d7

@@ -12,7 +12,7 @@ __all__ = ['LAYERS', 'LESIONS', 'ANGLES', 'BUSI_COUNTS', 'VERSION', 'MULTIPLE', 
            'bmode', 'Lesion', 'outline', 'lesion_mask', 'add_lesion', 'add_lobule', 'add_rib', 'add_shadow',
            'add_confounders', 'draw_kind', 'simulate', 'class_counts', 'save_case', 'make_phantom']
 
-# %% ../nbs/04_phantom.ipynb #aac9bd17
+# %% ../nbs/04_phantom.ipynb #292c8f36
 import json
 import operator
 import tempfile
@@ -28,7 +28,7 @@ from scipy.special import expit
 
 from .dataset import BusiError, LABELS
 
-# %% ../nbs/04_phantom.ipynb #16f146a0
+# %% ../nbs/04_phantom.ipynb #1ff2ad0c
 @dataclass(frozen=True)
 class Probe:
     "A linear-array probe: what decides the size of a speckle and the weakening with depth."
@@ -52,7 +52,7 @@ class Probe:
         "Standard deviation of the beam across, mm: Gaussian, narrowest at the focus."
         return self.f_number*self.wavelength/2.355*np.hypot(1, (depth-self.focus)/self.rayleigh)
 
-# %% ../nbs/04_phantom.ipynb #80b1c4ef
+# %% ../nbs/04_phantom.ipynb #eab20e9b
 def psf(
     z, # Depth from the point, mm; broadcasts with `x`
     x, # Distance across from the point, mm
@@ -62,7 +62,7 @@ def psf(
     "The probe's answer to one point scatterer."
     return np.exp(-z**2/(2*probe.axial**2) - x**2/(2*probe.lateral(depth)**2) + 4j*np.pi*z/probe.wavelength)
 
-# %% ../nbs/04_phantom.ipynb #531c4baa
+# %% ../nbs/04_phantom.ipynb #2261bade
 def beam(
     field, # Complex scatterers `(H, W)`, one number a pixel
     mm:float, # Size of a pixel, mm
@@ -78,7 +78,7 @@ def beam(
     gain /= np.sqrt((gain**2).mean(axis=1, keepdims=True))
     return np.fft.ifft(np.fft.fft(wide, axis=1)*gain, axis=1)[:, pad:-pad]
 
-# %% ../nbs/04_phantom.ipynb #cd5a33e7
+# %% ../nbs/04_phantom.ipynb #45ac8332
 def speckle(
     level, # Echo level of the tissue `(H, W)`, dB
     mm:float, # Size of a pixel, mm
@@ -97,7 +97,7 @@ def envelope(
     echoes = np.asarray(echoes)
     return np.sqrt(np.mean(np.abs(echoes.reshape(-1, *echoes.shape[-2:]))**2, axis=0))
 
-# %% ../nbs/04_phantom.ipynb #2455b305
+# %% ../nbs/04_phantom.ipynb #9efd0c6d
 def log_compress(
     amplitude, # Envelope, any shape, >= 0; 1 is white
     dynamic_range:float=60., # From black to white, dB
@@ -106,7 +106,7 @@ def log_compress(
     db = 20*np.log10(np.maximum(amplitude, 1e-9))
     return np.round(255*np.clip(1+db/dynamic_range, 0, 1)).astype(np.uint8)
 
-# %% ../nbs/04_phantom.ipynb #fda14481
+# %% ../nbs/04_phantom.ipynb #c7cd8ff1
 class Layer(NamedTuple):
     "One kind of tissue."
     level: float  # Echo level, dB below white
@@ -116,7 +116,7 @@ class Layer(NamedTuple):
 
 LAYERS = dict(skin=Layer(-14, 1.2, 0, 0), fat=Layer(-33, .5, 2, 2), gland=Layer(-25, .8, 4, 7), muscle=Layer(-36, .9, 2, 9))
 
-# %% ../nbs/04_phantom.ipynb #e1b9de09
+# %% ../nbs/04_phantom.ipynb #bfcc046a
 def smooth_noise(
     shape, # Shape of the result
     rng:np.random.Generator, # Source of randomness
@@ -127,7 +127,7 @@ def smooth_noise(
     a = irfftn(fourier_gaussian(rfftn(rng.standard_normal(shape)), size, n=int(shape[-1])), shape)
     return (a-a.mean())/max(a.std(), 1e-9)
 
-# %% ../nbs/04_phantom.ipynb #40a2a212
+# %% ../nbs/04_phantom.ipynb #1f3a1742
 def tissue_map(
     rng:np.random.Generator, # Source of randomness
     shape, # `(H, W)`, pixels
@@ -141,7 +141,7 @@ def tissue_map(
     borders = np.stack([border(rng.uniform(1, 1.8), .1, 6), border(rng.uniform(.14, .34)*depth, .04*depth, 7), border(rng.uniform(.55, .88)*depth, .03*depth, 10)])
     return sum(((np.arange(h)[:, None]+.5)*mm > b).astype(int) for b in borders), borders
 
-# %% ../nbs/04_phantom.ipynb #d36501a9
+# %% ../nbs/04_phantom.ipynb #ffcc9847
 def septa(
     shape, # `(H, W)`, pixels
     rng:np.random.Generator, # Source of randomness
@@ -153,7 +153,7 @@ def septa(
     distance = n/(np.hypot(*np.gradient(n))+1e-3)
     return np.exp(-.5*(distance/width)**2)*np.clip(.7+.6*smooth_noise(shape, rng, np.mean(size)/1.3), 0, 1)
 
-# %% ../nbs/04_phantom.ipynb #88ed6a54
+# %% ../nbs/04_phantom.ipynb #ad58b07d
 @dataclass(frozen=True)
 class Tissue:
     "A slice of the body on a grid."
@@ -165,7 +165,7 @@ class Tissue:
     @property
     def grid(self): return (np.indices(self.level.shape)+.5)*self.mm # depth and distance across of each pixel, mm
 
-# %% ../nbs/04_phantom.ipynb #47cc93e2
+# %% ../nbs/04_phantom.ipynb #4f7c18c5
 def _bend(a, dz):
     z, x = np.indices(a.shape)
     return map_coordinates(a, [z-dz, x], order=1, mode='wrap')
@@ -187,7 +187,7 @@ def breast(
     fascia *= np.clip(.75+.3*smooth_noise(shape, rng, (.5/mm, 3/mm)), .2, 1)
     return Tissue(level + np.maximum(13*lines, 11*fascia), alpha, np.clip(.8*np.maximum(lines, fascia), 0, .9), mm)
 
-# %% ../nbs/04_phantom.ipynb #7bbe229d
+# %% ../nbs/04_phantom.ipynb #43ec03eb
 def path_loss(
     tissue:Tissue, # The slice
     probe:Probe=Probe(), # The probe
@@ -195,7 +195,7 @@ def path_loss(
     "Decibels that an echo from each pixel has lost to attenuation."
     return gaussian_filter1d(2*probe.frequency*np.cumsum(tissue.alpha, axis=0)*tissue.mm/10, .5/tissue.mm, axis=1)
 
-# %% ../nbs/04_phantom.ipynb #c5e2cf57
+# %% ../nbs/04_phantom.ipynb #4b651df5
 def tgc(
     depth, # Depths, mm `(H,)`
     rng:np.random.Generator, # The operator's hand
@@ -205,7 +205,7 @@ def tgc(
     sliders = np.interp(depth, np.linspace(0, depth[-1], 8), np.cumsum(rng.normal(0, 1.2, 8)))
     return 2*probe.frequency*rng.uniform(.62, .72)*depth/10 + sliders - rng.uniform(6, 24)*(depth/depth[-1])**2
 
-# %% ../nbs/04_phantom.ipynb #257d7593
+# %% ../nbs/04_phantom.ipynb #167f9950
 def bmode(
     tissue:Tissue, # The slice
     rng:np.random.Generator, # Source of scatterers, noise and gain
@@ -218,7 +218,7 @@ def bmode(
     with_noise = 10*np.log10(10**(level/10) + 10**((probe.noise+gain)/10))
     return log_compress(envelope([speckle(with_noise, tissue.mm, rng, probe, tissue.coherence) for _ in range(probe.looks)]))
 
-# %% ../nbs/04_phantom.ipynb #0ccec597
+# %% ../nbs/04_phantom.ipynb #152f011a
 class Lesion(NamedTuple):
     "One kind of lesion; a pair of numbers is a range to draw from."
     label: str     # `benign` or `malignant`
@@ -237,7 +237,7 @@ LESIONS = dict(
     fibroadenoma=Lesion('benign', .7, .044, 1.1, (.42, .8), (-44, -34), 1.2, (.3, .6), (.1, .25), (.15, .15, 8., .7, 1.)),
     carcinoma=Lesion('malignant', 1., .12, .75, (.95, 1.4), (-44, -34), 3.5, (1.1, 2.), (.25, .5), (.9, .7, 7., 0., 0.)))
 
-# %% ../nbs/04_phantom.ipynb #71e48296
+# %% ../nbs/04_phantom.ipynb #67290b64
 ANGLES = np.linspace(-np.pi, np.pi, 721)
 
 def outline(
@@ -257,7 +257,7 @@ def outline(
     r = np.clip(r, .5, 1.8)
     return r/np.sqrt((r**2).mean())
 
-# %% ../nbs/04_phantom.ipynb #e0e7cabb
+# %% ../nbs/04_phantom.ipynb #fb30bc81
 def _fill(shape, center, half, tilt, radius):
     z, x = (np.indices(shape)+.5) - np.reshape(center, (2, 1, 1))
     u, v = (x*np.cos(tilt)+z*np.sin(tilt))/half[1], (z*np.cos(tilt)-x*np.sin(tilt))/half[0]
@@ -286,7 +286,7 @@ def lesion_mask(
     mask[int(center[0]), int(center[1])] = True
     return mask
 
-# %% ../nbs/04_phantom.ipynb #5bbb14e8
+# %% ../nbs/04_phantom.ipynb #add35f77
 def add_lesion(
     tissue:Tissue, # The slice
     mask, # bool `(H, W)`, where the lesion is
@@ -309,7 +309,7 @@ def add_lesion(
         coherence=np.clip(np.maximum(tissue.coherence*(1-inside), coherence*shell), 0, .95),
         alpha=np.where(mask, inner, tissue.alpha + extra*ring))
 
-# %% ../nbs/04_phantom.ipynb #868c9587
+# %% ../nbs/04_phantom.ipynb #056e3845
 def add_lobule(
     tissue:Tissue, # The slice
     rng:np.random.Generator, # Source of randomness
@@ -324,7 +324,7 @@ def add_lobule(
     return replace(tissue, level=tissue.level*(1-inside) + rng.uniform(-40, -35)*inside, coherence=tissue.coherence*(1-inside),
         alpha=tissue.alpha*(1-inside) + LAYERS['fat'].alpha*inside)
 
-# %% ../nbs/04_phantom.ipynb #eeca686d
+# %% ../nbs/04_phantom.ipynb #663386dc
 def add_rib(
     tissue:Tissue, # The slice
     rng:np.random.Generator, # Source of randomness
@@ -337,7 +337,7 @@ def add_rib(
     front = 14*np.exp(-.5*((rho-1)/.05)**2)*(z < depth)
     return replace(tissue, level=np.where(rho < 1, -46, tissue.level) + front, alpha=np.where(rho < 1, 4., tissue.alpha))
 
-# %% ../nbs/04_phantom.ipynb #41405838
+# %% ../nbs/04_phantom.ipynb #495b418c
 def add_shadow(
     tissue:Tissue, # The slice
     rng:np.random.Generator, # Source of randomness
@@ -349,7 +349,7 @@ def add_shadow(
     strength = rng.uniform(.8, 2.2)*np.exp(-.5*(across/rng.uniform(1, 4))**2)
     return replace(tissue, alpha=tissue.alpha + strength*((z > top) & (z < top+8)))
 
-# %% ../nbs/04_phantom.ipynb #116b647d
+# %% ../nbs/04_phantom.ipynb #e9b091d8
 def add_confounders(
     tissue:Tissue, # The slice
     rng:np.random.Generator, # Source of randomness
@@ -361,7 +361,7 @@ def add_confounders(
     if rng.random() < (.45 if normal else .2): tissue = add_shadow(tissue, rng)
     return tissue
 
-# %% ../nbs/04_phantom.ipynb #20042d13
+# %% ../nbs/04_phantom.ipynb #d506c417
 def draw_kind(
     label:str, # `benign` or `malignant`
     rng:np.random.Generator, # Source of randomness
@@ -370,7 +370,7 @@ def draw_kind(
     kinds = [k for k, v in LESIONS.items() if v.label == label]
     return kinds[rng.choice(len(kinds), p=[LESIONS[k].share for k in kinds])]
 
-# %% ../nbs/04_phantom.ipynb #b83e28b2
+# %% ../nbs/04_phantom.ipynb #70d3d7a9
 def simulate(
     label:str, # `normal`, `benign` or `malignant`
     seed, # Whole number or sequence of whole numbers, >= 0
@@ -394,7 +394,7 @@ def simulate(
         masks.append(mask.astype(np.uint8))
     return bmode(tissue, rng, probe), masks
 
-# %% ../nbs/04_phantom.ipynb #52a174b4
+# %% ../nbs/04_phantom.ipynb #cd165f7a
 BUSI_COUNTS = dict(normal=133, benign=437, malignant=210)
 
 def class_counts(
@@ -404,7 +404,7 @@ def class_counts(
     normal, malignant = (max(1, round(n*BUSI_COUNTS[l]/sum(BUSI_COUNTS.values()))) for l in ('normal', 'malignant'))
     return dict(normal=normal, benign=n-normal-malignant, malignant=malignant)
 
-# %% ../nbs/04_phantom.ipynb #ebfa83f7
+# %% ../nbs/04_phantom.ipynb #480aa9e1
 def _encode(image, label, number):
     if (label, number) == ('normal', 1): return Image.fromarray(image.astype(np.uint16)*257)
     im = Image.fromarray(image)
@@ -426,7 +426,7 @@ def save_case(
         if (label, number, i) == ('benign', 2, 1): im = im.convert('RGBA')
         im.save(f"{stem}_mask{f'_{i}' if i else ''}.png")
 
-# %% ../nbs/04_phantom.ipynb #f911789f
+# %% ../nbs/04_phantom.ipynb #06dab9b0
 VERSION = 1 # Counts changes that alter pixels
 MULTIPLE = {2: 2, 3: 3} # Benign numbers with several lesions; so has every 25th
 
@@ -447,7 +447,7 @@ def _is_made(dest, recipe):
     why = 'is not empty and holds no phantom' if not isinstance(found, dict) else f'already holds another or an incomplete phantom ({found})'
     raise BusiError(f"{dest}: the folder {why}. Choose another folder, or delete this one if you do not need it.")
 
-# %% ../nbs/04_phantom.ipynb #6dce81ba
+# %% ../nbs/04_phantom.ipynb #2dfacd1f
 def _write_cases(folder, n, seed, size):
     for label, count in class_counts(n).items():
         (folder/label).mkdir(parents=True)

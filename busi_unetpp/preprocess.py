@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/preprocess.html.md"""
 __all__ = ['SIZES', 'CACHE_FORMAT', 'check_size', 'resize_image', 'resize_mask', 'load_pair', 'fingerprint', 'cache_folder',
            'load_arrays', 'show_overlay']
 
-# %% ../nbs/07_preprocess.ipynb #ab48628b
+# %% ../nbs/07_preprocess.ipynb #1dd8d372
 import hashlib
 import io
 import os
@@ -20,12 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from .dataset import BusiError, merge_masks, read_gray, read_mask
+from .figures import show_image
 from .files import write_file
 
-# %% ../nbs/07_preprocess.ipynb #853b8ba1
+# %% ../nbs/07_preprocess.ipynb #f361847b
 SIZES = (48, 1024)  # at 32 the network's deepest map is a single pixel, which batch normalization cannot use for a single image; 48 keeps clear of that
 
 def check_size(
@@ -43,7 +45,7 @@ def resize_image(
     "The image resized to a square with an antialiased triangle filter (Pillow's `BILINEAR`); the aspect ratio changes."
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
-# %% ../nbs/07_preprocess.ipynb #d13f92e2
+# %% ../nbs/07_preprocess.ipynb #a2c8084e
 def resize_mask(
     mask, # uint8 `(H, W)`, zeros and ones
     size:int=196, # Side of the result, pixels
@@ -52,7 +54,7 @@ def resize_mask(
     box = Image.fromarray(mask*np.uint8(255)).resize((size, size), Image.Resampling.BOX)
     return (np.asarray(box) >= 128).astype(np.uint8)
 
-# %% ../nbs/07_preprocess.ipynb #b87931bb
+# %% ../nbs/07_preprocess.ipynb #01e0d30a
 def load_pair(
     image_path, # Path of the image file
     mask_paths, # Paths of its masks
@@ -65,7 +67,7 @@ def load_pair(
         if m.shape != image.shape: raise BusiError(f"{p}: the mask is {m.shape[1]}x{m.shape[0]}, its image {image.shape[1]}x{image.shape[0]}. Restore the original mask.")
     return resize_image(image, size), resize_mask(merge_masks(masks), size)
 
-# %% ../nbs/07_preprocess.ipynb #a9ca93de
+# %% ../nbs/07_preprocess.ipynb #c74cde23
 CACHE_FORMAT = 1  # to be raised whenever the pixels that `load_pair` returns change
 
 def fingerprint(
@@ -85,7 +87,7 @@ def cache_folder()->Path: # Where decoded arrays are kept
     from pooch import os_cache
     return Path(os_cache('busi_unetpp'))
 
-# %% ../nbs/07_preprocess.ipynb #796340f2
+# %% ../nbs/07_preprocess.ipynb #8d331515
 def _cache_path(df, size):
     root = df.image_path.iloc[0].resolve().parent.parent
     return cache_folder()/f"{hashlib.sha256(str(root).encode()).hexdigest()[:12]}-{size}.npz"
@@ -96,7 +98,7 @@ def _read_cache(path, key):
         with np.load(path) as z: return (z['images'], z['masks']) if str(z['key']) == key else None
     except Exception: return None
 
-# %% ../nbs/07_preprocess.ipynb #4458e714
+# %% ../nbs/07_preprocess.ipynb #fbc3a5af
 def load_arrays(
     df:pd.DataFrame, # From `read_busi`
     size:int=196, # Side of the square, pixels
@@ -116,7 +118,7 @@ def load_arrays(
         except BusiError as e: warnings.warn(f'The decoded images are not cached, so the next start is slower. {e}')
     return images, masks
 
-# %% ../nbs/07_preprocess.ipynb #0323d153
+# %% ../nbs/07_preprocess.ipynb #a046738e
 def show_overlay(
     ax, # matplotlib Axes
     image, # uint8 `(H, W)`
@@ -124,8 +126,6 @@ def show_overlay(
     title:str='', # Shown above
 ):
     "Draw `image` in gray with the outline of each mask in its color."
-    ax.imshow(image, cmap='gray', vmin=0, vmax=255)
+    show_image(ax, image, title, vmax=255)
     for color, mask in masks.items():
-        if mask.any(): ax.contour(mask, [.5], colors=[color], linewidths=1.2)
-    ax.set_title(title, fontsize=8)
-    ax.axis('off')
+        if mask.any(): ax.contour(mask, [.5], colors=[color], linewidths=1.2).set_path_effects([withStroke(linewidth=2.2, foreground='#222222')])

@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/report.html.md"""
 # %% auto #0
 __all__ = ['plot_curves', 'pick_cases', 'plot_cases', 'plot_dice', 'render_report']
 
-# %% ../nbs/28_report.ipynb #f5c452ab
+# %% ../nbs/28_report.ipynb #cf130a79
 import base64
 import io
 
@@ -20,9 +20,11 @@ from matplotlib.figure import Figure
 
 from .dataset import LABEL_COLORS, LABELS
 from .evaluate import table1
+from .figures import COLORS, TRUTH, WIDTH, styled
 from .preprocess import show_overlay
 
-# %% ../nbs/28_report.ipynb #4031383b
+# %% ../nbs/28_report.ipynb #076686ba
+@styled
 def plot_curves(
     history:pd.DataFrame, # `history.csv`: epoch, train_loss, valid_loss, iou, tumor_dice, ...
     best_epoch:int=None, # The epoch whose weights were kept
@@ -30,20 +32,19 @@ def plot_curves(
     part:str='test', # The part that was watched in training: `test` as in the paper, or `validation`
 )->Figure: # 7 x 3 inches
     "The loss of the training part and of the one that was watched, and the metrics of the latter, by epoch."
-    fig = Figure(figsize=(7, 3), layout='constrained')
+    fig = Figure(figsize=(WIDTH, 3))
     a, b = fig.subplots(1, 2)
     mark = 'o' if len(history) < 3 else None                                # a line needs two points to be seen
-    a.plot(history.epoch, history.train_loss, color='#0072B2', marker=mark, label='training')
-    a.plot(history.epoch, history.valid_loss, color='#D55E00', marker=mark, label=part)
+    a.plot(history.epoch, history.train_loss, color=COLORS['blue'], marker=mark, label='training')
+    a.plot(history.epoch, history.valid_loss, color=COLORS['vermilion'], marker=mark, label=part)
     a.set(xlabel='epoch', ylabel='loss')
-    for col, color, label in (('iou', '#009E73', 'mean IoU of two classes'), ('tumor_dice', '#CC79A7', 'tumor Dice, pooled')):
-        b.plot(history.epoch, history[col], color=color, marker=mark, label=label)
-    if nothing is not None: b.axhline(nothing, color='#666666', ls=':', label='predict nothing (IoU)')
-    b.set(xlabel='epoch', ylabel=f'{part} part', ylim=(0, 1))
+    for col, color, label in (('iou', 'green', 'mean IoU of two classes'), ('tumor_dice', 'purple', 'tumor Dice, pooled')):
+        b.plot(history.epoch, history[col], color=COLORS[color], marker=mark, label=label)
+    if nothing is not None: b.axhline(nothing, color=COLORS['gray'], ls=':', label='predict nothing (IoU)')
+    b.set(xlabel='epoch', ylabel=f'score of the {part} part (0-1)', ylim=(0, 1))
     for ax in (a, b):
-        if best_epoch is not None: ax.axvline(best_epoch, color='#666666', lw=.8, ls='--', label='kept')
-        ax.legend(frameon=False, fontsize=8)
-        ax.spines[['top', 'right']].set_visible(False)
+        if best_epoch is not None: ax.axvline(best_epoch, color=COLORS['gray'], lw=.8, ls='--', label='kept')
+        ax.legend()
         ax.set_xlim(-.5, max(history.epoch.max(), 1) + .5)
         ax.xaxis.get_major_locator().set_params(integer=True)
     return fig
@@ -60,7 +61,8 @@ def pick_cases(
     k = min(n - len(normals), len(ranked))
     return [*ranked[np.linspace(0, len(ranked) - 1, k).round().astype(int)].tolist(), *normals.tolist()] if k else normals.tolist()
 
-# %% ../nbs/28_report.ipynb #192786a4
+# %% ../nbs/28_report.ipynb #25b72a73
+@styled
 def plot_cases(
     images, # uint8 `(N, H, W)`, 0-255
     masks, # uint8 `(N, H, W)`, zeros and ones
@@ -69,20 +71,21 @@ def plot_cases(
     cases, # Positions to show, a row each
 )->Figure: # 7 inches wide
     "The paper's figure: image, true mask and prediction, a row a case; on the prediction, the true outline."
-    fig = Figure(figsize=(7, 2.35*len(cases) + .3), layout='constrained')
+    fig = Figure(figsize=(WIDTH, 2.45*len(cases)))
     for r, (i, axs) in enumerate(zip(cases, fig.subplots(len(cases), 3, squeeze=False))):
         name, pred = table.image.iloc[i].split('/')[-1][:-4], (probs[i] > .5).astype(np.uint8)
         show_overlay(axs[0], images[i], {}, name)
         show_overlay(axs[1], masks[i]*255, {}, 'true mask')
-        show_overlay(axs[2], pred*255, {'#E69F00': masks[i]}, f'prediction, Dice {table.dice.iloc[i]:.2f}')
+        show_overlay(axs[2], pred*255, {TRUTH: masks[i]}, f'prediction, Dice {table.dice.iloc[i]:.2f}')
     return fig
 
-# %% ../nbs/28_report.ipynb #16876125
+# %% ../nbs/28_report.ipynb #30d4861a
+@styled
 def plot_dice(
     table:pd.DataFrame, # `per_image.csv` of one part: image, label, tp, fn, dice
 )->Figure: # 7 x 2.8 inches
     "Dice of each image against the share of it that is tumor; normals at their own place on the left."
-    fig = Figure(figsize=(7, 2.8), layout='constrained')
+    fig = Figure(figsize=(WIDTH, 2.8))
     ax = fig.subplots()
     pixels = table[['tp', 'fp', 'fn', 'tn']].sum(axis=1)
     area = ((table.tp + table.fn)/pixels).to_numpy()
@@ -94,11 +97,10 @@ def plot_dice(
         if g.any(): ax.scatter(x[g], table.dice[g], s=16, alpha=.6, lw=0, color=LABEL_COLORS[label], label=f'{label}, mean {table.dice[g].mean():.2f}')
     ticks = [t for t in (.002, .005, .01, .02, .05, .1, .2, .5) if t > 3*floor]
     has_normals = int((area == 0).any())
-    ax.set(xscale='log', ylim=(-.05, 1.05), xlabel='tumor area (share of the image)', ylabel='Dice')
+    ax.set(xscale='log', ylim=(-.05, 1.05), xlabel='tumor area (share of the image)', ylabel='Dice of the image')
     ax.set_xticks([floor][:has_normals] + ticks, ['none'][:has_normals] + [f'{t:.1%}' if t < .01 else f'{t:.0%}' for t in ticks])
     ax.minorticks_off()
-    ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, .5))
-    ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(loc='center left', bbox_to_anchor=(1, .5))
     return fig
 
 # %% ../nbs/28_report.ipynb #ad449da0

@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/split.html.md"""
 # %% auto #0
 __all__ = ['PARTS', 'KINDS', 'image_groups', 'find_leaks', 'make_split', 'read_split', 'check_leaks']
 
-# %% ../nbs/09_split.ipynb #c150a9f5
+# %% ../nbs/09_split.ipynb #37db3bab
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +19,7 @@ from .dataset import BusiError
 from .duplicates import busi_groups
 from .manifest import is_busi
 
-# %% ../nbs/09_split.ipynb #3dc22a4d
+# %% ../nbs/09_split.ipynb #4bea534c
 def image_groups(
     df:pd.DataFrame, # Columns `image`, and `group` or `width`, `height`, as from `read_busi`
 )->pd.Series: # A group id (str) for each row
@@ -36,7 +36,7 @@ def find_leaks(
     rows = [dict(group=g, parts=' and '.join(sorted(s.part.unique())), images=', '.join(s.image)) for g, s in split[split.group.isin(parts.index[parts > 1])].groupby('group')]
     return pd.DataFrame(rows, columns=['group', 'parts', 'images'])
 
-# %% ../nbs/09_split.ipynb #45105519
+# %% ../nbs/09_split.ipynb #5f14edf5
 PARTS = ('train', 'valid', 'test')
 KINDS = ('paper', 'grouped', 'kfold')
 
@@ -53,7 +53,7 @@ def _random_test(df, test_size, seed):
     except ValueError as e: raise BusiError(f"Cannot split {len(df)} images with a test share of {test_size}: {e}") from None
     return df.image.isin(test)
 
-# %% ../nbs/09_split.ipynb #90d1f9d6
+# %% ../nbs/09_split.ipynb #885e798d
 def make_split(
     df:pd.DataFrame, # Columns `image` and `label`, and what `image_groups` needs
     kind:str='paper', # `paper`, `grouped` or `kfold`
@@ -77,7 +77,7 @@ def make_split(
         if not (split.part == part).any(): raise BusiError(f"The {part} part of fold {fold} is empty: {split.group.nunique()} groups are too few for {folds} folds. Use fewer folds, or add images.")
     return split
 
-# %% ../nbs/09_split.ipynb #0632033f
+# %% ../nbs/09_split.ipynb #299c5996
 def _find_names(names, df, path):
     "The keys of `df` that the names mean: `benign/benign (1).png`, `benign (1).png` or `benign (1)`."
     short = pd.Series({}, dtype=object)
@@ -107,7 +107,7 @@ def _read_csv(path, df):
     split['image'] = _find_names(split.image.fillna(''), df, path)
     return split
 
-# %% ../nbs/09_split.ipynb #6e1e22d0
+# %% ../nbs/09_split.ipynb #3095e8bb
 def read_split(
     path, # CSV with the columns `image` and `part`, or a folder with train.txt, test.txt and perhaps valid.txt
     df:pd.DataFrame, # The images it must agree with, as from `read_busi`
@@ -124,7 +124,7 @@ def read_split(
     split = df[['image', 'label']].assign(group=image_groups(df).to_numpy()).merge(split[['image', 'part']], on='image')
     return split.loc[split.part != 'unused', ['image', 'label', 'part', 'group']].reset_index(drop=True)
 
-# %% ../nbs/09_split.ipynb #4ddf750d
+# %% ../nbs/09_split.ipynb #6d5d981e
 def check_leaks(
     split:pd.DataFrame, # Columns `image`, `part`, `group`
     name='the split', # What the message calls it

@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/unetpp.html.md"""
 __all__ = ['SameConv2d', 'conv_elu', 'batch_norm', 'EncoderBlock', 'Encoder', 'NestedNode', 'glorot', 'both', 'UNetPlusPlus',
            'node_shapes', 'draw_network']
 
-# %% ../nbs/10_unetpp.ipynb #7ff2ff1a
+# %% ../nbs/10_unetpp.ipynb #3d0a6579
 import copy
 
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .dataset import BusiError
+from .figures import BACKGROUND, COLORS, INK
 
 # %% ../nbs/10_unetpp.ipynb #d636d840
 class SameConv2d(nn.Conv2d):
@@ -209,7 +210,7 @@ def node_shapes(
         for h in hooks: h.remove()
     return shapes
 
-# %% ../nbs/10_unetpp.ipynb #89da23a7
+# %% ../nbs/10_unetpp.ipynb #f4f1a366
 def draw_network(
     net:UNetPlusPlus, # The network to draw
     ax, # matplotlib Axes, about 7 x 5 inches
@@ -221,16 +222,17 @@ def draw_network(
     def arrow(a, b, color, curve=0):
         ax.annotate('', pos[b], pos[a], arrowprops=dict(arrowstyle='->', color=color, shrinkA=17, shrinkB=17, connectionstyle=f'arc3,rad={curve}'))
     for i, j in shapes:
-        if j == 0 and (i + 1, 0) in shapes: arrow((i, 0), (i + 1, 0), '#333333')
-        if j: arrow((i + 1, j - 1), (i, j), '#D55E00')
-        for k in range(j): arrow((i, k), (i, j), '#0072B2', curve=-.25*(j - k - 1)/max(j - 1, 1))
-        ax.text(*pos[i, j], f'{shapes[i, j][0]}\n{shapes[i, j][1]}²', ha='center', va='center', fontsize=7, zorder=3,
-            bbox=dict(boxstyle='circle,pad=.45', fc='#F0E442' if j == 0 else 'white', ec='#333333'))
+        if j == 0 and (i + 1, 0) in shapes: arrow((i, 0), (i + 1, 0), INK)
+        if j: arrow((i + 1, j - 1), (i, j), COLORS['vermilion'])
+        for k in range(j): arrow((i, k), (i, j), COLORS['blue'], curve=-(.16 + .2/(j - k))*(j - k > 1))  # around the nodes between
+        ax.text(*pos[i, j], f'{shapes[i, j][0]}\n{shapes[i, j][1]}²', ha='center', va='center', fontsize=7, zorder=4,
+            bbox=dict(boxstyle='circle,pad=.45', fc=COLORS['yellow'] if j == 0 else BACKGROUND, ec=INK))
     for j in map(int, net.heads):
         used = net.deep_supervision or j == net.level
-        ax.text(pos[0, j][0], 1.05, 'head' if used else 'head\n(idle)', ha='center', fontsize=7, color='#009E73' if used else '#999999')
-        ax.annotate('', (pos[0, j][0], 1.02), pos[0, j], arrowprops=dict(arrowstyle='->', color='#009E73' if used else '#999999', shrinkA=17))
-    for y, (c, t) in enumerate({'#333333': 'strided convolution', '#D55E00': 'transposed convolution', '#0072B2': 'skip (concatenated)'}.items()):
+        color = COLORS['green' if used else 'gray']
+        ax.text(pos[0, j][0], 1.05, 'head' if used else 'head\n(idle)', ha='center', fontsize=8, color=color)
+        ax.annotate('', (pos[0, j][0], 1.02), pos[0, j], arrowprops=dict(arrowstyle='->', color=color, shrinkA=17))
+    for y, (c, t) in enumerate({INK: 'strided convolution', COLORS['vermilion']: 'transposed convolution', COLORS['blue']: 'skip (concatenated)'}.items()):
         ax.text(-.3, -net.level + .6 - .3*y, t, color=c, fontsize=8)
     ax.set(xlim=(-.5, net.level + .6), ylim=(-net.level - .5, 1.4))
     ax.axis('off')

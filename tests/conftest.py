@@ -1,5 +1,6 @@
 """Shared by all tests: reproducible examples, a cache that is thrown away, a small phantom, and BUSI where it is on the disk."""
 import os
+import shutil
 
 import pytest
 from hypothesis import settings
@@ -40,3 +41,14 @@ def busi_root():
     if not os.environ.get('BUSI_PATH'): pytest.skip('BUSI IS NOT HERE: set BUSI_PATH to test on the real dataset')
     from busi_unetpp.dataset import find_root
     return find_root()
+
+@pytest.fixture(scope='session')
+def browser():
+    "A headless Chromium driven by Playwright, or a skip that cannot be overlooked. Not to be closed by a test."
+    sync_api = pytest.importorskip('playwright.sync_api', reason="PLAYWRIGHT IS MISSING, so nothing is tested in a browser: pip install -e '.[dev]'")
+    found = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not found: pytest.skip('CHROMIUM IS MISSING, so nothing is tested in a browser: apt-get install chromium')
+    with sync_api.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=found, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])  # the sandbox refuses root
+        yield b
+        b.close()

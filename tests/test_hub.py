@@ -45,7 +45,7 @@ def test_round_trip(model, saved):
     again, image = HubModel.from_pretrained(saved), torch.randint(0, 256, (60, 90), dtype=torch.uint8)
     with torch.no_grad(): assert torch.equal(again(image), model(image))
     assert not again.training
-    for k in ('network', 'size', 'threshold', 'temperature', 'flag', 'name', 'card', 'data'): assert getattr(again, k) == getattr(model, k), k
+    for k in ('network', 'size', 'threshold', 'smallest', 'temperature', 'flag', 'name', 'card', 'data'): assert getattr(again, k) == getattr(model, k), k
     assert sorted(p.name for p in saved.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
     plain = load_model(saved, 'cpu')                                   # the package's own format
     assert (plain.size, plain.threshold, plain.temperature, plain.flag, plain.card) == (48, .35, 1.4, .2, dict(test=dict(tumor_dice=.75)))

@@ -89,6 +89,6 @@ def test_light_imports_stay_light(code):
     assert not imported_by(code) & {'torch', 'fastai', 'pandas', 'numpy', 'matplotlib', 'sklearn', 'skimage', 'scipy'}
 
 
-@pytest.mark.parametrize('module', ['dataset', 'manifest', 'fetch', 'phantom', 'files', 'preprocess', 'split'])
+@pytest.mark.parametrize('module', ['dataset', 'manifest', 'fetch', 'phantom', 'files', 'figures', 'preprocess', 'split'])
 def test_data_modules_do_not_need_torch(module):
     assert not imported_by(f'import busi_unetpp.{module}') & {'torch', 'fastai', 'requests', 'pooch'}

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,18 @@ def run(*args):
     return subprocess.run([sys.executable, '-m', 'busi_unetpp.site', *map(str, args)], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'})
 
-@pytest.fixture(scope='module')
-def built(tmp_path_factory):
-    "The site of this project, and the command that built it."
+@cache
+def build_once(tmp_path_factory):
+    "The site of this project and the command that built it; a second file of tests gets the same."
     dest = tmp_path_factory.mktemp('docs')/'site'
     before = [p.exists() for p in GENERATED]
     done = run('--dest', dest)
     assert [p.exists() for p in GENERATED] == before, 'the build left files in the project'
     assert (dest/'search.json').exists(), done.stderr
     return dest, done
+
+@pytest.fixture(scope='session')
+def built(tmp_path_factory): return build_once(tmp_path_factory)
 
 def test_build_finds_nothing_wrong(built):
     dest, done = built
