@@ -100,19 +100,19 @@ def size_band(
     "The band of an image by the area of all its lesions together; `none` without a lesion."
     return next(name for name, limit in dict(none=0, **SIZE_BANDS).items() if area <= limit)
 
-# %% ../nbs/20_lesions.ipynb #120d3da8
+# %% ../nbs/20_lesions.ipynb #6aeefa0e
 def drop_small(
     pred, # bool `(H, W)`
-    below:int, # Pixels of the original image
+    below:float, # Pixels of the original image; less than 1 is a share of the image
 )->np.ndarray: # bool `(H, W)`
     "The mask without its connected parts of fewer than `below` pixels."
     parts = label(pred)
-    return pred & (np.bincount(parts.ravel()) >= below)[parts]
+    return pred & (np.bincount(parts.ravel()) >= (below*pred.size if below < 1 else below))[parts]
 
 def score_image(
     pred, # `(H, W)`, zeros and ones
     true, # `(H, W)`, zeros and ones
-    drop_below:int=0, # Findings of fewer pixels are left out
+    drop_below:float=0, # Findings of fewer pixels are left out; less than 1 is a share of the image
 )->dict: # tp, fp, fn, tn (pixels), dice, iou, precision, recall (0-1), hd95, assd (pixels), lesions, found_10, found_50, false_alarms_10, false_alarms_50 (numbers), area (share of the image), size_band
     "All scores of one image; raises `BusiError` naming both shapes if they differ."
     pred, true = _as_masks(pred, true)
@@ -142,12 +142,12 @@ def _read_truth(row):
         if m.shape != (row.height, row.width): raise BusiError(f"{p}: the mask is {m.shape[1]}x{m.shape[0]}, its image {row.width}x{row.height}. Restore the original mask.")
     return merge_masks(masks)
 
-# %% ../nbs/20_lesions.ipynb #6837c140
+# %% ../nbs/20_lesions.ipynb #843654eb
 def score_images(
     df:pd.DataFrame, # The images to score, from `read_busi`
     probs, # Probability maps `(h, w)`, 0-1, at the size of the network or any other, one an image
     threshold:float=.5, # A pixel is lesion where its probability is above
-    drop_below:int=0, # Findings of fewer pixels of the original are left out
+    drop_below:float=0, # Findings of fewer pixels of the original are left out; less than 1 is a share of the image
     names=None, # Key of each map; those of `df`, in its order, if None
 )->pd.DataFrame: # Columns image, label and those of `score_image`, a row an image, in the order of `df`
     "The scores of each image at its original size; raises `BusiError` for maps that do not match the images."

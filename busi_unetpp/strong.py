@@ -106,7 +106,7 @@ def choose(
     threshold, smallest = max(grid, key=lambda k: round(grid[k], 6))        # the first of equals
     return dict(threshold=threshold, smallest=smallest, dice=grid[threshold, smallest], plain=grid[.5, 0.])
 
-# %% ../nbs/32_strong.ipynb #4f1fc881
+# %% ../nbs/32_strong.ipynb #f8ea6357
 def _open_runs(runs, data):
     "The recipe's data and one network of the runs; refuses runs that were tested on different images."
     if not runs: raise BusiError("Name the folder of a run to judge.")
@@ -139,7 +139,7 @@ def judge(
 )->dict: # What `choices.json` holds
     "Write choices.json, scores.csv, intervals.csv and uncertainty.csv of a run or an ensemble; raises `BusiError` for runs that cannot be judged (together)."
     configs, df, images, masks, split, net = _open_runs(runs, data)
-    out, net = check_writable(out), net.to(pick_device(device)).eval()
+    out, net = check_writable(out), net.to(pick_device(device), memory_format=torch.channels_last).eval()
     at = {part: (split.part == part).to_numpy() for part in ('valid', 'test')}
     probs = {part: ask(net, images[a]) for part, a in at.items() if a.any()}
     choice = choose(probs.get('valid', ()), masks[at['valid']])

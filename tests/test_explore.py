@@ -121,7 +121,7 @@ def test_statistics_of_an_image():
     masks = [np.zeros((40, 50), bool) for _ in range(2)]
     masks[0][5:10, 5:10] = masks[1][20:30, 20:30] = True
     facts = describe(Entry('benign/x.png', 'benign', None, np.zeros((40, 50), np.uint8), masks, ()))
-    assert facts == {'Class': 'benign', 'Size': '50 x 40 pixels', 'Masks': '2', 'Lesions': '2', 'Tumor': '125 pixels', 'Share of the image': '6.2%', 'Each mask': '25, 100 pixels', 'Same lesion in': 'no other image'}
+    assert facts == {'Class': 'benign', 'Size': '50 x 40 pixels', 'Masks': '2', 'Lesions': '2', 'Tumor': '125 pixels', 'Share': '6.2%', 'Each mask': '25, 100 pixels', 'Same lesion in': 'no other image'}
     assert 'Same lesion in' not in describe(Entry('x', 'benign', None, np.zeros((40, 50), np.uint8), masks, None))
 
 

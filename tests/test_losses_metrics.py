@@ -95,6 +95,10 @@ def test_half_precision_sums_do_not_overflow():
     mask = torch.ones(2, 1, 400, 400, dtype=torch.float16)                      # 320,000 pixels: float16 ends at 65,504
     assert DiceLoss()(mask*9, mask).item() == pytest.approx(0, abs=1e-3)
 
+def test_dice_score_sums_halves_in_float32():
+    ones = torch.ones(1, 1, 300, 300, dtype=torch.float16)
+    assert dice_score(ones, ones) == 1
+
 def test_large_smooth_dominates_and_zero_pixels_score_one():
     p, y = torch.zeros(1, 4), torch.zeros(1, 4)
     assert dice_score(p, y).item() == 1 and dice_score(p, torch.ones(1, 4), smooth=4.).item() == .5
