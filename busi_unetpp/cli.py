@@ -148,7 +148,7 @@ def compare(
     _print_table('Test images, at original size', ('run', 'score', '95 % interval', 'difference from the first', 'p'), lines)
     print(f'Table and figure: {out}')
 
-# %% ../nbs/40_cli.ipynb #a7a78464
+# %% ../nbs/40_cli.ipynb #6b21673d
 class Format(str, Enum):
     "What `export` can write."
     onnx, torch = 'onnx', 'torch'
@@ -161,12 +161,13 @@ def predict(
     device: DeviceOpt = 'auto',
     batch_size: Annotated[int, typer.Option(min=1, help='Images in a batch.')] = 8,
     no_tta: Annotated[bool, typer.Option('--no-tta', help='Look once instead of four times: faster.')] = False,
+    dropout: Annotated[int, typer.Option(min=0, help='Measure the doubt by this many passes with spatial dropout instead.')] = 0,
     resume: Annotated[bool, typer.Option('--resume', help='Go on where an earlier job stopped.')] = False,
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Replace earlier results in --out.')] = False,
 ):
     "Outline lesions in any images and write masks, areas, overlays and uncertainty. Research software, not a medical device."
     from busi_unetpp.predict import NOTICE, load_model, predict_folder
-    table = predict_folder(paths, out, load_model(model, device), batch_size, not no_tta, resume, overwrite)
+    table = predict_folder(paths, out, load_model(model, device), batch_size, not no_tta, dropout, resume, overwrite)
     bad = table.attrs['unreadable']
     print(f"{len(table)} images, {int((table.lesions > 0).sum())} with findings, {int(table.to_human.eq(True).sum())} for a human. Results: {out/'results.csv'}")
     for f, why in list(bad.items())[:10]: typer.secho(f'Left out: {f}: {why}', fg='yellow', err=True)

@@ -158,14 +158,14 @@ def lesion_groups(
     members = table.groupby('group').image.agg(tuple)
     return {image: tuple(k for k in members[g] if k != image) for image, g in zip(table.image, table.group)}
 
-# %% ../nbs/38_explore.ipynb #9e035e9e
+# %% ../nbs/38_explore.ipynb #65cda605
 def describe(
     entry:Entry,
 )->dict: # Text -> text
     "What there is to say about an image of a dataset."
     (h, w), area = entry.image.shape, int(entry.true.sum())
     facts = {'Class': entry.label, 'Size': f'{w} x {h} pixels', 'Masks': f'{len(entry.masks)}', 'Lesions': f'{connected(entry.true, np.ones((3, 3)))[1]}',
-             'Tumor': f'{area:,} pixels', 'Share of the image': f'{area/(h*w):.1%}'}
+             'Tumor': f'{area:,} pixels', 'Share': f'{area/(h*w):.1%}'}
     if len(entry.masks) > 1: facts['Each mask'] = ', '.join(f'{int(m.sum()):,}' for m in entry.masks) + ' pixels'
     if entry.same is None: return facts
     names = [Path(k).stem for k in entry.same]

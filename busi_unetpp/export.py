@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/export.html.md"""
 __all__ = ['OPSET', 'AXES', 'triangle_weights', 'resize', 'Deployed', 'probs_by_pillow', 'trace', 'export_onnx', 'open_onnx',
            'check_onnx', 'export_torch', 'as_runners', 'time_runners', 'benchmark_speed', 'record_speed', 'main']
 
-# %% ../nbs/36_export.ipynb #433252dd
+# %% ../nbs/36_export.ipynb #6eaa4fb2
 import copy
 import io
 import os
@@ -35,7 +35,7 @@ from .predict import NOTICE, Model, load_model
 from .preprocess import resize_image
 from .run import provenance
 
-# %% ../nbs/36_export.ipynb #5c16933e
+# %% ../nbs/36_export.ipynb #e1b67e9a
 def triangle_weights(
     n:int, # Pixels before; may be symbolic, while a graph is traced
     m:int, # Pixels after; may be symbolic
@@ -45,7 +45,7 @@ def triangle_weights(
     old, new = ((2*torch.arange(k, device=device) + 1)*other for k, other in ((n, m), (m, n)))
     return (2*torch.sym_max(n, m) - (old - new[:, None]).abs()).clamp(min=0).float()
 
-# %% ../nbs/36_export.ipynb #81739a8f
+# %% ../nbs/36_export.ipynb #9ea8f19d
 def resize(
     x, # float32 `(N, H, W)`
     height:int, # Pixels after
@@ -58,7 +58,7 @@ def resize(
     x = fit(x@across.T/across.sum(1))
     return fit(down@x/down.sum(1, keepdim=True))
 
-# %% ../nbs/36_export.ipynb #7829d9ac
+# %% ../nbs/36_export.ipynb #c52d2e42
 class Deployed(nn.Module):
     "A network from pixels to probabilities: uint8 `(N, H, W)`, or one image `(H, W)`, of any size to float32 of the same shape, 0-1."
     def __init__(self,
@@ -75,7 +75,7 @@ class Deployed(nn.Module):
         probs = (self.net(x[:, None])[:, 0]/self.temperature).sigmoid()
         return resize(probs, *images.shape[-2:]).clamp(0, 1)
 
-# %% ../nbs/36_export.ipynb #ef7c3dbb
+# %% ../nbs/36_export.ipynb #6e40725a
 @torch.no_grad()
 def probs_by_pillow(
     model:Model, # From `load_model`
@@ -86,7 +86,7 @@ def probs_by_pillow(
     probs = (model.net.eval()(x[None, None])/model.temperature).sigmoid()
     return to_original(probs[0, 0].float().cpu().numpy(), *image.shape)
 
-# %% ../nbs/36_export.ipynb #f22c2440
+# %% ../nbs/36_export.ipynb #081d0b7e
 OPSET = 18
 AXES = ('images', 'height', 'width')
 
@@ -104,7 +104,7 @@ def trace(
     for node in program.graph.nodes: node.meta.pop('stack_trace', None)     # paths on this disk
     return program
 
-# %% ../nbs/36_export.ipynb #6071b4d1
+# %% ../nbs/36_export.ipynb #55216981
 def export_onnx(
     model:Model, # From `load_model`
     path, # Where to write, `.onnx`
@@ -114,13 +114,13 @@ def export_onnx(
     _need('onnx', 'onnxscript')
     proto = torch.onnx.export(trace(model), input_names=['images'], output_names=['probabilities'], opset_version=opset, verbose=False,
         dynamic_shapes=(dict(enumerate(AXES)),)).model_proto
-    facts = dict(name=model.name, notice=NOTICE, size=model.size, threshold=model.threshold, temperature=model.temperature,
-        input='images: uint8 (N, height, width), gray, any size', output='probabilities: float32 (N, height, width), 0-1; tumor where above the threshold')
+    facts = dict(name=model.name, notice=NOTICE, size=model.size, threshold=model.threshold, smallest=model.smallest, temperature=model.temperature,
+        input='images: uint8 (N, height, width), gray, any size', output='probabilities: float32 (N, height, width), 0-1; tumor where above the threshold, in findings of at least the share `smallest` of the image')
     for node in proto.graph.node: node.ClearField('metadata_props')         # paths on this disk
     for k, v in facts.items(): proto.metadata_props.add(key=k, value=str(v))
     return write_file(path, proto.SerializeToString())
 
-# %% ../nbs/36_export.ipynb #ae899bc2
+# %% ../nbs/36_export.ipynb #f92ccf11
 def open_onnx(
     path, # An ONNX file
     threads:int=0, # Threads to compute with; 0 leaves it to onnxruntime
@@ -133,7 +133,7 @@ def open_onnx(
     try: return ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     except Exception as e: raise BusiError(f"{path}: not an ONNX file that can be run ({str(e).splitlines()[0][:160]}). Export it again.") from None
 
-# %% ../nbs/36_export.ipynb #7b31e66f
+# %% ../nbs/36_export.ipynb #972b24f5
 @torch.no_grad()
 def check_onnx(
     path, # An ONNX file from `export_onnx`
@@ -149,17 +149,17 @@ def check_onnx(
             mask=((probs > model.threshold) != (own > model.threshold)).mean()))
     return pd.DataFrame(rows)
 
-# %% ../nbs/36_export.ipynb #8ffd2c1d
+# %% ../nbs/36_export.ipynb #2a27d70b
 def export_torch(
     model:Model, # From `load_model`
     path, # Where to write, `.pt2`
 )->Path: # The path
     "Write the model, from pixels to probabilities, in the format of torch.export, whole or not at all."
-    facts, buf = dict(name=model.name, notice=NOTICE, size=model.size, threshold=model.threshold), io.BytesIO()
+    facts, buf = dict(name=model.name, notice=NOTICE, size=model.size, threshold=model.threshold, smallest=model.smallest), io.BytesIO()
     torch.export.save(trace(model), buf, extra_files={k: str(v) for k, v in facts.items()})
     return write_file(path, buf.getvalue())
 
-# %% ../nbs/36_export.ipynb #3374c8d5
+# %% ../nbs/36_export.ipynb #22c1ff55
 def as_runners(
     model:Model, # From `load_model`
     path, # The ONNX file made from it
@@ -172,7 +172,7 @@ def as_runners(
     def by_torch(images): return deployed(torch.from_numpy(images)).numpy()
     return dict(PyTorch=by_torch, onnxruntime=lambda images: session.run(None, {'images': images})[0])
 
-# %% ../nbs/36_export.ipynb #aea5682b
+# %% ../nbs/36_export.ipynb #d9b44639
 def time_runners(
     runners:dict, # Name -> function of uint8 `(N, H, W)`
     shape:tuple=(471, 562), # Height and width of the images, pixels; BUSI's medians
@@ -190,7 +190,7 @@ def time_runners(
     median = {k: float(np.median(v[1:])) for k, v in seconds.items()}      # without the first round
     return pd.DataFrame([dict(name=name, latency=1e3*median[name, 1], throughput=batch/median[name, batch]) for name in runners])
 
-# %% ../nbs/36_export.ipynb #b34051bc
+# %% ../nbs/36_export.ipynb #0c3775d5
 def benchmark_speed(
     model:Model, # From `load_model`
     folder, # For the ONNX files
@@ -212,7 +212,7 @@ def benchmark_speed(
     table['latency_ratio'], table['throughput_ratio'] = theirs.latency.to_numpy()/table.latency, table.throughput/theirs.throughput.to_numpy()
     return table[['network', 'runtime', 'latency', 'throughput', 'latency_ratio', 'throughput_ratio']]
 
-# %% ../nbs/36_export.ipynb #77d2442a
+# %% ../nbs/36_export.ipynb #c67df87a
 def _some_images(data, n=30):
     "Every so many-th image of BUSI, `n` in all."
     df = read_busi(data)
@@ -236,7 +236,7 @@ def record_speed(
         parameters={model.name: sum(p.numel() for p in model.net.parameters())}, speed=speed.to_dict('records'),
         check=dict(images=len(check), **{k: float(check[k].max()) for k in ('runtime', 'package', 'mask')}, mask_mean=float(check['mask'].mean())), **facts)
 
-# %% ../nbs/36_export.ipynb #1e4e9c59
+# %% ../nbs/36_export.ipynb #1acb9203
 def main(
     data: Annotated[Optional[Path], typer.Argument(help='BUSI: the folder with benign/, malignant/, normal/, or its parent. Default: $BUSI_PATH.')] = None,
     model: Annotated[str, typer.Option(help='Name of a model, a weights file or a run folder.')] = 'strong',
@@ -254,5 +254,5 @@ def main(
         raise typer.Exit(1)
     print(pd.DataFrame(record['speed']).round(2).to_string(index=False), record['check'], sep='\n')
 
-# %% ../nbs/36_export.ipynb #e32678cc
+# %% ../nbs/36_export.ipynb #23c6493a
 if __name__ == '__main__': typer.run(main)

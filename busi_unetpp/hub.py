@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/hub.html.md"""
 # %% auto #0
 __all__ = ['CARD', 'BUSI_DATA', 'card_rows', 'HubModel', 'to_hub_model']
 
-# %% ../nbs/37_hub.ipynb #ae0ad7a1
+# %% ../nbs/37_hub.ipynb #d3431dd5
 import json
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ from .export import Deployed
 from .predict import NOTICE, _find_model, load_model, save_model
 from .preprocess import check_size
 
-# %% ../nbs/37_hub.ipynb #2054ecdd
+# %% ../nbs/37_hub.ipynb #f553978b
 def card_rows(
     card:dict, # Names -> numbers, text or dictionaries of such
     prefix:str='', # Put before each name
@@ -37,7 +37,7 @@ def card_rows(
         elif isinstance(v, (str, int, float)): rows.append((f'{prefix}{k}', (f'{v:.4g}' if isinstance(v, float) else str(v)).replace('|', '/').replace('\n', ' ')))
     return rows
 
-# %% ../nbs/37_hub.ipynb #aeaef850
+# %% ../nbs/37_hub.ipynb #184dcdd4
 CARD = """---
 {{ card_data }}
 ---
@@ -82,17 +82,17 @@ Code and weights: Apache 2.0.{% if busi %} The weights were made from BUSI, whos
 BUSI_DATA = """[BUSI](https://doi.org/10.1016/j.dib.2019.104863), 780 images with masks (437 benign, 210 malignant, 133 normal): W. Al-Dhabyani, M. Gomaa, H. Khaled, A. Fahmy,
 *Dataset of breast ultrasound images*, Data in Brief 28 (2020) 104863. Please cite it."""
 
-# %% ../nbs/37_hub.ipynb #a9b26dba
-def _check_config(network, size, threshold, temperature):
+# %% ../nbs/37_hub.ipynb #ca306675
+def _check_config(network, size, threshold, temperature, smallest):
     "Raises `BusiError` for a configuration that cannot be right."
     check_size(size)
-    for k, v, low, high in (('threshold', threshold, 0, 1), ('temperature', temperature, .01, 100)):
+    for k, v, low, high in (('threshold', threshold, 0, 1), ('temperature', temperature, .01, 100), ('smallest', smallest, 0, .999)):
         if isinstance(v, bool) or not isinstance(v, (int, float)) or not low <= v <= high: raise BusiError(f"{k} {v!r}: expected a number from {low} to {high}.")
     if not isinstance(network, dict): raise BusiError(f"network {network!r}: expected the arguments of `build_unetpp` by name.")
     encoder = network.get('encoder') or ''
     if not re.fullmatch(r'[a-z0-9_.]*', str(encoder)): raise BusiError(f"encoder {encoder!r}: expected a plain name of timm's. Other sources are not read.")
 
-# %% ../nbs/37_hub.ipynb #2a607eda
+# %% ../nbs/37_hub.ipynb #e4fd0ca6
 class HubModel(nn.Module, PyTorchModelHubMixin, library_name='busi-unetpp', license='apache-2.0', pipeline_tag='image-segmentation', tags=['medical', 'ultrasound', 'breast', 'unetpp'],
                repo_url='https://github.com/busi-unetpp/busi-unetpp', docs_url='https://busi-unetpp.github.io/busi-unetpp/', model_card_template=CARD):
     "A model with the methods `save_pretrained(folder)`, `push_to_hub(repository)` and `from_pretrained(folder or repository)`; raises `BusiError` for a configuration that cannot be right."
@@ -105,10 +105,11 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name='busi-unetpp', lice
         name:str='busi-unetpp', # What the model is called
         card:dict=None, # What was recorded about it
         data:str=BUSI_DATA, # What it was trained on, for the model card
+        smallest:float=0., # Findings smaller than this share of the image are left out
     ):
         super().__init__()
-        _check_config(network, size, threshold, temperature)
-        self.network, self.size, self.threshold, self.temperature, self.flag = network, size, threshold, temperature, flag
+        _check_config(network, size, threshold, temperature, smallest)
+        self.network, self.size, self.threshold, self.smallest, self.temperature, self.flag = network, size, threshold, smallest, temperature, flag
         self.name, self.card, self.data = name, card or {}, data
         try: self.net = build_unetpp(**network).eval()
         except BusiError: raise
@@ -125,7 +126,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name='busi-unetpp', lice
 
     def _save_pretrained(self, save_directory): save_model(save_directory/'model.safetensors', self, self.network, half=False)
 
-# %% ../nbs/37_hub.ipynb #a111a429
+# %% ../nbs/37_hub.ipynb #c50e9d53
 def to_hub_model(
     name_or_path='strong', # What `load_model` takes
     data:str=BUSI_DATA, # What it was trained on, for the model card
@@ -133,11 +134,11 @@ def to_hub_model(
     "A model of the package ready to save, push and describe; raises `BusiError` if there is none of that name."
     model, path = load_model(name_or_path, 'cpu'), _find_model(name_or_path)
     with safetensors.safe_open(path, 'pt') as f: network = json.loads(f.metadata()['unetpp'])
-    hub = HubModel(network, model.size, model.threshold, model.temperature, model.flag, model.name, model.card, data)
+    hub = HubModel(network, model.size, model.threshold, model.temperature, model.flag, model.name, model.card, data, model.smallest)
     hub.net.load_state_dict(model.net.state_dict())
     return hub
 
-# %% ../nbs/37_hub.ipynb #e8ee8b0a
+# %% ../nbs/37_hub.ipynb #f7305e4b
 def _find_weights(source, **kwargs):
     "The path of `model.safetensors` in a folder or a repository; raises `BusiError` if there is none."
     path = Path(source)/'model.safetensors'
@@ -148,7 +149,7 @@ def _find_weights(source, **kwargs):
         raise BusiError(f"{source}: no model.safetensors in it.{why} Save the model with `save_pretrained`.")
     return hf_hub_download(source, 'model.safetensors', **kwargs)
 
-# %% ../nbs/37_hub.ipynb #18ccd203
+# %% ../nbs/37_hub.ipynb #3cc473ba
 @patch(cls_method=True)
 def _from_pretrained(cls:HubModel, *, model_id, map_location='cpu', strict=True, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **config):
     "Instead of the mixin's: no pickles, and no weights that fit only in part."

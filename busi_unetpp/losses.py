@@ -26,11 +26,11 @@ def dice_score(
     p, y = probs.float(), mask.float()
     return (2*(y*p).sum(dims) + smooth)/(y.sum(dims) + p.sum(dims) + smooth)
 
-# %% ../nbs/12_losses.ipynb #5a4bb8c8
+# %% ../nbs/12_losses.ipynb #64a8c974
 class DiceLoss(nn.Module):
     "`1 - Dice` of the sigmoid of one-channel logits `(N, 1, H, W)`: over the batch as in the paper, or the mean over its images."
     def __init__(self,
-        smooth:float=1e-6, # The paper's `smooth`
+        smooth:float=1e-6, # As in the paper, pixels
         per_image:bool=False, # Score each image by itself and average?
     ):
         super().__init__()

@@ -11,7 +11,7 @@ __all__ = ['NOTICE', 'SHIPPED', 'LESION_COLUMNS', 'VIEW', 'ORANGE', 'KINDS', 'RO
            'shipped_models', 'load_model', 'ship_run', 'measure_lesions', 'scale_bar', 'draw_overlay', 'Prediction',
            'predict_frames', 'predict', 'save_prediction', 'safe_name', 'Results', 'predict_folder']
 
-# %% ../nbs/35_predict.ipynb #0bc6f310
+# %% ../nbs/35_predict.ipynb #a9ead22d
 import base64
 import csv
 import hashlib
@@ -45,12 +45,12 @@ from .dataset import BusiError
 from .encoder import build_unetpp
 from .files import check_writable, write_csv, write_file, write_json
 from .images import Frame, as_frame, find_images, read_image
-from .lesions import to_original
+from .lesions import drop_small, to_original
 from .loaders import pick_device
 from .preprocess import check_size, resize_image
-from .uncertainty import image_uncertainty, tta_predict, uncertainty_map
+from .uncertainty import image_uncertainty, mc_dropout, tta_predict, uncertainty_map
 
-# %% ../nbs/35_predict.ipynb #5bb9e493
+# %% ../nbs/35_predict.ipynb #c94a65ce
 NOTICE = 'Research software, not a medical device.'
 
 @dataclass
@@ -59,6 +59,7 @@ class Model:
     net: torch.nn.Module       # In evaluation mode, on its device
     size: int                  # Side of the square it looks at, pixels
     threshold: float = .5      # A pixel is tumor where its probability is above
+    smallest: float = 0.       # Findings smaller than this share of the image are left out, 0-1
     temperature: float = 1.    # Divides the logits
     flag: float = None         # A human should look at an image whose uncertainty is above; None for no flag
     name: str = 'model'        # What it is called in the results
@@ -76,11 +77,11 @@ def save_model(
 )->Path: # The path
     "Write a model into one file that `load_model` reads, whole or not at all."
     def stored(v): return (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
-    extra = dict(size=model.size, threshold=model.threshold, temperature=model.temperature, flag=model.flag, card=model.card)
+    extra = dict(size=model.size, threshold=model.threshold, smallest=model.smallest, temperature=model.temperature, flag=model.flag, card=model.card)
     tensors = {k: stored(v) for k, v in model.net.state_dict().items()}
     return write_file(path, safetensors.torch.save(tensors, metadata=dict(unetpp=json.dumps(args), busi_unetpp=json.dumps(extra))))
 
-# %% ../nbs/35_predict.ipynb #4b321fbc
+# %% ../nbs/35_predict.ipynb #25027afa
 def _strange(path, why): return BusiError(f"{path}: not a model that can be used: {why}. Use 'strong', a file written by `save_model`, or the folder of a run.")
 
 def _number(value, low, high): return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
@@ -88,7 +89,7 @@ def _number(value, low, high): return isinstance(value, (int, float)) and not is
 def _check_choices(path, c):
     "The choices in a header as arguments of `Model`."
     if not isinstance(c, dict): raise _strange(path, 'its header does not hold choices')
-    wanted = dict(threshold=(0, 1), temperature=(.01, 100), flag=(-1, 1))
+    wanted = dict(threshold=(0, 1), smallest=(0, .999), temperature=(.01, 100), flag=(-1, 1))
     bad = [k for k, limits in wanted.items() if c.get(k) is not None and not _number(c[k], *limits)]
     if bad: raise _strange(path, f'its {bad[0]} is {c[bad[0]]!r}')
     try: size = check_size(c.get('size'))
@@ -118,7 +119,7 @@ def _read_choices(path):
     except (BusiError, FileNotFoundError): raise
     except Exception as e: raise _strange(path, f'damaged ({type(e).__name__}: {str(e)[:120]})') from e
 
-# %% ../nbs/35_predict.ipynb #b006a27f
+# %% ../nbs/35_predict.ipynb #5af6915b
 SHIPPED = Path(__file__).parent/'models' if '__file__' in globals() else Path('../busi_unetpp/models')
 
 def shipped_models()->list: # Names
@@ -144,23 +145,32 @@ def load_model(
         try: choices = dict(size=json.loads(config.read_text())['recipe']['size'])
         except (OSError, ValueError, KeyError, TypeError): raise _strange(path, 'neither its header nor a config.json beside it says which size it looks at') from None
     name = path.parent.name if path.name == 'model.safetensors' else path.stem
-    return Model(load_weights(path).to(device).eval(), name=name, digest=hashlib.sha256(path.read_bytes()).hexdigest(), **_check_choices(path, choices))
+    return Model(load_weights(path).to(device, memory_format=torch.channels_last).eval(), name=name, digest=hashlib.sha256(path.read_bytes()).hexdigest(), **_check_choices(path, choices))
 
-# %% ../nbs/35_predict.ipynb #b11a66a3
+# %% ../nbs/35_predict.ipynb #79717421
+def _judgement(run, judged):
+    "What was chosen and scored of a run: with the choices of its validation part if it was judged, else as it was trained."
+    path, help = (Path(judged)/'choices.json', f'python -m busi_unetpp.strong {run} {judged}') if judged else (run/'evaluation.json', f'busi-unetpp evaluate {run}')
+    try: found = json.loads(path.read_text())
+    except (OSError, ValueError): raise BusiError(f"{path}: cannot be read, so there is no score to ship. Run `{help}`.") from None
+    if not judged: return found, dict(temperature=found['calibration']['temperature'])
+    if found['runs'] != [run.name]: raise BusiError(f"{judged}: judges {', '.join(found['runs'])}, not {run.name}. Judge the run that is to be shipped.")
+    return found, dict(threshold=found['choice']['threshold'], smallest=found['choice']['smallest'], flag=found['flag']['threshold'])
+
 def ship_run(
     run, # The folder of a finished, evaluated run
     path, # Where to write, `.safetensors`
+    judged=None, # The folder that `strong.judge` wrote about this run: its threshold, smallest finding and flag go along
 )->Path: # The path
     "Write a run's network into one file that predicts; raises `BusiError` if the run is not finished or was not evaluated."
     from busi_unetpp.run import read_config
     run, config = Path(run), read_config(run)
-    try: found = json.loads((run/'evaluation.json').read_text())
-    except (OSError, ValueError): raise BusiError(f"{run}: this run was not evaluated. Run `busi-unetpp evaluate {run}`.") from None
+    found, choices = _judgement(run, judged)
     r, data = config['recipe'], config['dataset']
     card = dict(recipe=r, dataset={k: data[k] for k in ('name', 'images', 'counts', 'pixels_sha256')}, test=found['test'], intervals=found['intervals'], groups=found['groups'], commit=config['commit'], notice=NOTICE)
-    return save_model(path, Model(load_weights(run/'model.safetensors'), r['size'], temperature=found['calibration']['temperature'], card=card), r['model'])
+    return save_model(path, Model(load_weights(run/'model.safetensors'), r['size'], card=card, **choices), r['model'])
 
-# %% ../nbs/35_predict.ipynb #27bfe914
+# %% ../nbs/35_predict.ipynb #23c37bd0
 LESION_COLUMNS = ('lesion', 'area_px', 'area_mm2', 'top', 'left', 'bottom', 'right', 'y', 'x', 'solidity', 'mean_probability')
 
 def measure_lesions(
@@ -179,7 +189,7 @@ def measure_lesions(
     rows.sort(key=lambda r: -r[0])
     return pd.DataFrame([(i + 1, *r) for i, r in enumerate(rows)], columns=LESION_COLUMNS)
 
-# %% ../nbs/35_predict.ipynb #5d59251c
+# %% ../nbs/35_predict.ipynb #5e97d976
 VIEW = (480, 1200)     # the longer side of an overlay, pixels
 ORANGE = (255, 159, 28)
 
@@ -226,7 +236,7 @@ def draw_overlay(
     _footer(draw, width, size[1], (bar[0]*k, bar[1]), text, em)
     return canvas
 
-# %% ../nbs/35_predict.ipynb #cefa2977
+# %% ../nbs/35_predict.ipynb #9190f541
 def _png(a, **text):
     "PNG bytes of an array or image, with the notice and `text` in its metadata."
     info, buf = PngInfo(), io.BytesIO()
@@ -269,19 +279,21 @@ class Prediction:
         picture = base64.b64encode(self._repr_png_()).decode()
         return f'<img alt="overlay" style="max-width:100%" src="data:image/png;base64,{picture}"><p>{html.escape(self.name)}: {self.summary}, uncertainty {self.score:.2f}</p>{table if len(self.lesions) else ""}<p>{self.notice}</p>'
 
-# %% ../nbs/35_predict.ipynb #573dacf8
+# %% ../nbs/35_predict.ipynb #70236a08
 def predict_frames(
     frames, # List of `Frame`, one batch
     model:Model, # From `load_model`
     tta:bool=True, # Ask four times (mirrored, smaller) instead of once?
+    dropout:int=0, # Measure the doubt by this many passes with spatial dropout; 0: by the views
 ): # -> iterator of `Prediction`
     "The predictions for a batch; each image's maps are made when it is asked for."
     x = torch.from_numpy(np.stack([resize_image(f.pixels, model.size) for f in frames]))[:, None].to(model.device).float()/255
     views = tta_predict(model.net, x, temperature=model.temperature, **({} if tta else dict(scales=(1.,), flip=False)))
-    probs, doubt = views.mean(0).clamp(0, 1).cpu().numpy(), uncertainty_map(views).clamp(0, 1).cpu().numpy()
-    for f, p, u, score in zip(frames, probs, doubt, image_uncertainty(views, model.threshold).tolist()):
+    asked = mc_dropout(model.net, x, dropout, temperature=model.temperature) if dropout else views
+    probs, doubt = views.mean(0).clamp(0, 1).cpu().numpy(), uncertainty_map(asked).clamp(0, 1).cpu().numpy()
+    for f, p, u, score in zip(frames, probs, doubt, image_uncertainty(asked, model.threshold).tolist()):
         p, u = to_original(p, *f.pixels.shape), to_original(u, *f.pixels.shape)
-        mask = p > model.threshold
+        mask = drop_small(p > model.threshold, model.smallest)
         yield Prediction(f, mask, p, u, score, None if model.flag is None else score > model.flag, measure_lesions(mask, p, f.spacing_mm), model.name)
 
 @lru_cache(maxsize=1)
@@ -291,12 +303,13 @@ def predict(
     image, # A path, a Pillow image or an array `(H, W)` or `(H, W, 3)`
     model:Model=None, # From `load_model`; the package's own `strong` if None
     tta:bool=True, # Ask four times (mirrored, smaller) instead of once?
+    dropout:int=0, # Measure the doubt by this many passes with spatial dropout; 0: by the views
     frame:int=1, # Which frame of a file that has several, from 1
 )->Prediction:
     "What the model sees in one image; raises `BusiError` for an image that cannot be used."
-    return next(predict_frames([as_frame(image, frame)], model or _strong(), tta))
+    return next(predict_frames([as_frame(image, frame)], model or _strong(), tta, dropout))
 
-# %% ../nbs/35_predict.ipynb #9ae73137
+# %% ../nbs/35_predict.ipynb #ee648d14
 KINDS = ('mask', 'probability', 'uncertainty', 'overlay')
 
 def _text(path):
@@ -323,7 +336,7 @@ def save_prediction(
     write_json(Path(folder)/f'{name}.json', record)
     return record
 
-# %% ../nbs/35_predict.ipynb #6852bf31
+# %% ../nbs/35_predict.ipynb #deaccfe7
 def safe_name(
     frame:Frame, # The image
     tag:str='', # Something to tell it from others of its name
@@ -344,7 +357,7 @@ def _tags(paths):
     names = pd.Series([safe_name(Frame(p.name, None)).casefold() for p in paths], dtype=str)
     return [hashlib.sha256(os.fsencode(p.resolve())).hexdigest()[:8] if twice else '' for p, twice in zip(paths, names.duplicated(keep=False))]
 
-# %% ../nbs/35_predict.ipynb #481ca08c
+# %% ../nbs/35_predict.ipynb #341b2a58
 def _row(r):
     "A record as a row of `results.csv`: of several findings the areas are added, the box holds all, and the other two numbers are those of the largest."
     lesions, n = r['lesions'], len(r['lesions'])
@@ -378,7 +391,7 @@ class Results:
         self.json.close()
         os.replace(self.out/'.results.json.part', self.out/'results.json')
 
-# %% ../nbs/35_predict.ipynb #d22d76ee
+# %% ../nbs/35_predict.ipynb #a4bbe798
 def _digest(path, settings):
     "SHA-256 of a file's content and the settings, read in pieces."
     h = hashlib.sha256(settings.encode())
@@ -418,7 +431,7 @@ def _progress(total, show):
             task = bar.add_task('', total=total)
             yield lambda: bar.advance(task)
 
-# %% ../nbs/35_predict.ipynb #2741a259
+# %% ../nbs/35_predict.ipynb #d3929bc6
 README = f"""{NOTICE}
 
 These files were made by a program, from images that nobody has checked it on. They are for research. Do not use them to diagnose or to treat.
@@ -443,23 +456,23 @@ def _start(out, resume, overwrite):
     write_file(out/'README.txt', README)
     return out
 
-def _predict_batch(batch, folder, model, tta, resume):
+def _predict_batch(batch, folder, model, tta, dropout, resume):
     "Records of a batch, in its order: found where it was done before, predicted and written where not."
     records = [_done(folder, name, key) if resume else None for _, name, key in batch]
     todo = [b for b, r in zip(batch, records) if r is None]
-    fresh = predict_frames([f for f, _, _ in todo], model, tta) if todo else iter(())
+    fresh = predict_frames([f for f, _, _ in todo], model, tta, dropout) if todo else iter(())
     names = iter(todo)
     for record, (_, name, key) in zip(records, batch):
         if record is None: record = save_prediction(folder, name, next(fresh), key)
         yield record | dict(result=f'images/{name}')
 
-def _stream(found, out, model, settings, unreadable, batch_size, tta, resume, progress):
+def _stream(found, out, model, settings, unreadable, batch_size, tta, dropout, resume, progress):
     "Predict the files one batch after the other; leaves valid tables if it is interrupted."
     results, complete = Results(out, dict(notice=NOTICE, settings=settings, card=model.card)), False
     try:
         with _progress(len(found), progress) as step:
             for batch in _in_batches(_frames(found, json.dumps(settings), unreadable, step), batch_size):
-                for record in _predict_batch(batch, out/'images', model, tta, resume): results.add(record)
+                for record in _predict_batch(batch, out/'images', model, tta, dropout, resume): results.add(record)
         complete = True
     finally:
         results.close(unreadable, complete)
@@ -471,6 +484,7 @@ def predict_folder(
     model:Model=None, # From `load_model`; the package's own `strong` if None
     batch_size:int=8, # Images that the network sees at once
     tta:bool=True, # Ask four times (mirrored, smaller) instead of once?
+    dropout:int=0, # Measure the doubt by this many passes with spatial dropout; 0: by the views
     resume:bool=False, # Leave what is done already?
     overwrite:bool=False, # Replace earlier results in `out`?
     progress:bool=None, # Show a bar? On a terminal if None
@@ -481,8 +495,8 @@ def predict_folder(
     unreadable = {_text(p): why for p, why in refused.items()}
     if not found: raise BusiError('No images found.' + ''.join(f' {p}: {why}.' for p, why in list(unreadable.items())[:3]) + ' Name files (PNG, JPEG, TIFF, BMP, DICOM) or a folder that holds some.')
     model, out = model or _strong(), _start(out, resume, overwrite)
-    settings = dict(model=model.name, model_sha256=model.digest, size=model.size, threshold=model.threshold, temperature=model.temperature, flag=model.flag, tta=tta)
-    try: _stream(found, out, model, settings, unreadable, batch_size, tta, resume, progress)
+    settings = dict(model=model.name, model_sha256=model.digest, size=model.size, threshold=model.threshold, smallest=model.smallest, temperature=model.temperature, flag=model.flag, tta=tta, dropout=dropout)
+    try: _stream(found, out, model, settings, unreadable, batch_size, tta, dropout, resume, progress)
     except OSError as e: raise BusiError(f"{out}: the results could not be written ({e.strerror or e}). Make room or choose another folder, and go on with resume.") from e
     table = pd.read_csv(out/'results.csv')
     table.attrs['unreadable'] = unreadable

@@ -17,7 +17,7 @@ def judged(tmp_path_factory):
     "A tiny run on the phantom with a validation part, and its judgement."
     folder = tmp_path_factory.mktemp('strong')
     data = make_phantom(folder/'phantom', n=60, seed=1)
-    run = train_run(data, folder/'runs'/'tiny', 'demo', epochs=4, size=32, lr=3e-3, split='kfold', model=dict(filters=(6, 8), bottleneck=12, n_heads=1))
+    run = train_run(data, folder/'runs'/'tiny', 'demo', epochs=4, size=48, lr=3e-3, split='kfold', model=dict(filters=(6, 8), bottleneck=12, n_heads=1))
     return folder, data, run, judge([run], folder/'judged', command='as a test')
 
 @settings(max_examples=25, deadline=None)
