@@ -34,7 +34,7 @@ from .run import open_data, read_config
 from .stats import interval_table
 from .uncertainty import choose_flag, tta_predict, uncertainty_table
 
-# %% ../nbs/32_strong.ipynb #ad29abfa
+# %% ../nbs/32_strong.ipynb #b34d3457
 def _flat(recipe):
     "The recipe's fields and the network's arguments in one dictionary."
     fields = {k: v for k, v in recipe.items() if k != 'model'} | recipe['model']
@@ -43,7 +43,7 @@ def _flat(recipe):
 def _changes(recipe, base):
     "What differs between two recipes, as text."
     a, b = _flat(recipe), _flat(base)
-    return ', '.join(f'{k} {a.get(k)}' for k in a.keys() | b.keys() if a.get(k) != b.get(k) and k in a) or 'nothing'
+    return ', '.join(f'{k} {a.get(k)}' for k in sorted(a) if a[k] != b.get(k)) or 'nothing'
 
 def read_trials(
     folder, # Holds the folders of runs
@@ -63,7 +63,7 @@ def read_trials(
             normals=v['clean_normals'], best_epoch=m['best_epoch'], seconds=c['seconds'], device=c['device'], started=c['started']))
     return pd.DataFrame(rows)
 
-# %% ../nbs/32_strong.ipynb #dfa26a04
+# %% ../nbs/32_strong.ipynb #ea48bd6a
 @styled
 def plot_trials(
     trials:pd.DataFrame, # From `read_trials`
@@ -74,7 +74,8 @@ def plot_trials(
     ax.scatter(100*trials.normals, trials.dice, color=COLORS['blue'], zorder=3)
     for i, t in enumerate(trials.sort_values('dice').itertuples()): ax.annotate(t.trial, (100*t.normals, t.dice), xytext=(-7 if i % 2 else 7, 0), textcoords='offset points', va='center', ha='right' if i % 2 else 'left', fontsize=8)
     ax.set(xlabel='normal images without a mark, %', ylabel='mean Dice of images with a tumor')
-    ax.margins(x=.25, y=.12)
+    ax.set_xlim(0, 108)
+    ax.margins(y=.12)
     return fig
 
 # %% ../nbs/32_strong.ipynb #4776a65a
