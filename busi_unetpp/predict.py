@@ -50,7 +50,7 @@ from .loaders import pick_device
 from .preprocess import check_size, resize_image
 from .uncertainty import image_uncertainty, mc_dropout, tta_predict, uncertainty_map
 
-# %% ../nbs/35_predict.ipynb #c94a65ce
+# %% ../nbs/35_predict.ipynb #c617880c
 NOTICE = 'Research software, not a medical device.'
 
 @dataclass
@@ -73,10 +73,12 @@ def save_model(
     path, # Where to write, `.safetensors`
     model:Model, # What to write
     args:dict, # The arguments of `build_unetpp`
-    half:bool=True, # Store the weights in half precision?
+    half:bool=True, # Store the weights in half precision, where they fit into it?
 )->Path: # The path
     "Write a model into one file that `load_model` reads, whole or not at all."
-    def stored(v): return (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
+    def stored(v):
+        small = v.half() if half and v.is_floating_point() else v
+        return (small if small.isfinite().all() else v).detach().cpu().contiguous()       # half precision ends at 65,504
     extra = dict(size=model.size, threshold=model.threshold, smallest=model.smallest, temperature=model.temperature, flag=model.flag, card=model.card)
     tensors = {k: stored(v) for k, v in model.net.state_dict().items()}
     return write_file(path, safetensors.torch.save(tensors, metadata=dict(unetpp=json.dumps(args), busi_unetpp=json.dumps(extra))))

@@ -295,7 +295,7 @@ def _draw_case(axes, model, label, seed):
     for mask, color in ((truth, TRUTH), (found.mask, PREDICTION)): axes[2].contour(mask, [.5], colors=color, linewidths=2.2)
     axes[2].text(12, 286, f'Dice {dice:.2f}', color='white', fontsize=15, weight='bold')
 
-# %% ../nbs/44_site.ipynb #6d201e08
+# %% ../nbs/44_site.ipynb #f8e32f18
 def home_picture(
     dest,  # PNG file to write
 ):
@@ -308,7 +308,7 @@ def home_picture(
     grid = fig.add_axes((.264, .12/height, .23, 3.72/height))
     for ax in fig.axes: ax.axis('off')
     _draw_grid(grid, list(node_shapes(model.net, model.size)))
-    for row, case in zip(rows, (('benign', 8), ('malignant', 21))): _draw_case(row, model, *case)
+    for row, case in zip(rows, (('benign', 16), ('malignant', 10))): _draw_case(row, model, *case)
     for x, text in ((.133, 'ultrasound'), (.377, 'U-Net++'), (.617, 'probability')): fig.text(x, .915, text, color=CARD['ink'], fontsize=18, ha='center')
     for x, text, color in ((.762, 'true', TRUTH), (.838, 'predicted', PREDICTION)): fig.text(x, .915, text, color=color, fontsize=18)
     fig.savefig(dest, dpi=150)

@@ -122,9 +122,9 @@ def test_missing_package_is_named(model, tmp_path, monkeypatch):
 
 def test_torch_export_agrees_and_tells_no_paths(model, tmp_path):
     path = export.export_torch(model, tmp_path/'tiny.pt2')
-    extra = dict(notice='', size='', name='', threshold='')
+    extra = dict(notice='', size='', name='', threshold='', smallest='')
     program = torch.export.load(path, extra_files=extra)
-    assert extra == dict(notice=export.NOTICE, size='48', name='tiny', threshold='0.6')
+    assert extra == dict(notice=export.NOTICE, size='48', name='tiny', threshold='0.6', smallest='0.0')
     deployed = export.Deployed(model.net, model.size, model.temperature)
     for image in pictures((70, 110), (48, 48)):
         with torch.no_grad(): torch.testing.assert_close(program.module()(torch.tensor(image)[None])[0], deployed(torch.tensor(image)), rtol=0, atol=1e-5)

@@ -51,6 +51,13 @@ def spot(h=90, w=140, top=20, left=30, height=40, width=60):
 
 # model files
 
+def test_what_half_precision_cannot_hold_stays_whole(tmp_path, tiny):
+    net = build_unetpp(**ARGS).eval()
+    net.nodes['0_1'].conv[2].running_var.fill_(1e6)
+    again = load_model(save_model(tmp_path/'m.safetensors', Model(net, 48), ARGS), 'cpu').net
+    assert torch.equal(again.nodes['0_1'].conv[2].running_var, net.nodes['0_1'].conv[2].running_var)
+    assert all(v.isfinite().all() for v in again.state_dict().values())
+
 @pytest.mark.parametrize('half', [True, False])
 def test_model_file_round_trip(tmp_path, tiny, half):
     got = load_model(save_model(tmp_path/'m.safetensors', tiny, ARGS, half), 'cpu')
