@@ -28,9 +28,8 @@ def run(*args):
                           env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'})
 
 @cache
-def build_once(tmp_path_factory):
+def build_once(dest):
     "The site of this project and the command that built it; a second file of tests gets the same."
-    dest = tmp_path_factory.mktemp('docs')/'site'
     before = [p.exists() for p in GENERATED]
     done = run('--dest', dest)
     assert [p.exists() for p in GENERATED] == before, 'the build left files in the project'
@@ -38,7 +37,7 @@ def build_once(tmp_path_factory):
     return dest, done
 
 @pytest.fixture(scope='session')
-def built(tmp_path_factory): return build_once(tmp_path_factory)
+def built(tmp_path_factory): return build_once(tmp_path_factory.getbasetemp()/'docs'/'site')
 
 def test_build_finds_nothing_wrong(built):
     dest, done = built
