@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/strong.html.md"""
 # %% auto #0
 __all__ = ['THRESHOLDS', 'SMALLEST', 'read_trials', 'plot_trials', 'Ensemble', 'choose', 'ask', 'judge', 'main']
 
-# %% ../nbs/32_strong.ipynb #cde26ef8
+# %% ../nbs/32_strong.ipynb #264e9c9a
 import itertools
 import json
 import shlex
@@ -32,7 +32,7 @@ from .learner import RECIPES
 from .loaders import pick_device
 from .run import open_data, read_config
 from .stats import interval_table
-from .uncertainty import choose_flag, tta_predict, uncertainty_table
+from .uncertainty import _dice, choose_flag, tta_predict, uncertainty_table
 
 # %% ../nbs/32_strong.ipynb #b34d3457
 def _flat(recipe):
@@ -88,13 +88,11 @@ class Ensemble(nn.Module):
         self.nets = nn.ModuleList(nets)
     def forward(self, x): return torch.stack([net(x).float().sigmoid() for net in self.nets]).mean(0).logit(eps=1e-6)
 
-# %% ../nbs/32_strong.ipynb #f6dce3a9
+# %% ../nbs/32_strong.ipynb #34aa968d
 THRESHOLDS, SMALLEST = (.5, .4, .6, .3, .7), (0., .001, .002, .005, .01)
 
 def _mean_dice(probs, masks, threshold, smallest):
-    pred = np.stack([drop_small(p > threshold, smallest) for p in probs])
-    both, sizes = (pred & masks).sum((1, 2)), pred.sum((1, 2)) + masks.sum((1, 2))
-    return float(np.where(sizes > 0, 2*both/np.maximum(sizes, 1), 1.).mean())
+    return float(_dice(np.stack([drop_small(p > threshold, smallest) for p in probs]), masks).mean())
 
 def choose(
     probs, # float `(N, h, w)`, 0-1, of the validation part
@@ -157,9 +155,7 @@ def judge(
     write_json(out/'choices.json', found)
     return found
 
-# %% ../nbs/32_strong.ipynb #89287378
-def _shown(path): return Path(path).name
-
+# %% ../nbs/32_strong.ipynb #1611da2d
 @call_parse
 def main(
     runs:str, # Folders, with commas between: runs to judge together; or with --trials one that holds the runs of a search
@@ -172,8 +168,8 @@ def main(
     try:
         if trials: return print(write_csv(Path(out), read_trials(runs, base)))
         folders = runs.split(',')
-        command = shlex.join(['python', '-m', 'busi_unetpp.strong', ','.join(map(_shown, folders)), _shown(out)])
+        command = shlex.join(['python', '-m', 'busi_unetpp.strong', ','.join(Path(f).name for f in folders), Path(out).name])
         found = judge(folders, out, data, command=command)
     except BusiError as e: sys.exit(str(e))
     t = found['test']
-    print(f"{_shown(out)}: Dice {t['image_dice_with_tumor']:.3f}, IoU {t['image_iou_with_tumor']:.3f}, two-class IoU {t['iou']:.3f}, accuracy {t['accuracy']:.3f}, clean normals {t['clean_normals']:.0%}, threshold {found['choice']['threshold']}, smallest {found['choice']['smallest']}")
+    print(f"{Path(out).name}: Dice {t['image_dice_with_tumor']:.3f}, IoU {t['image_iou_with_tumor']:.3f}, two-class IoU {t['iou']:.3f}, accuracy {t['accuracy']:.3f}, clean normals {t['clean_normals']:.0%}, threshold {found['choice']['threshold']}, smallest {found['choice']['smallest']}")
