@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/images.html.md"""
 __all__ = ['SIDES', 'PIXELS', 'WHITE', 'FORMATS', 'FRAMES', 'SUFFIXES', 'check_shape', 'to_uint8', 'Frame', 'dicom_spacing',
            'is_dicom', 'read_image', 'as_frame', 'find_images']
 
-# %% ../nbs/34_images.ipynb #8c251664
+# %% ../nbs/34_images.ipynb #aaabce60
 import os
 import warnings
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .dataset import BusiError, natural_key, to_gray
+from .dataset import MASK_NAME, BusiError, natural_key, to_gray
 
-# %% ../nbs/34_images.ipynb #8192eab8
+# %% ../nbs/34_images.ipynb #713dcbb2
 SIDES = (16, 16384)      # pixels
 PIXELS = 50_000_000      # of one frame
 
@@ -36,7 +36,7 @@ def check_shape(
     if max(height, width) > SIDES[1] or height*width > PIXELS:
         raise BusiError(f"{name}: {width} x {height} pixels is too large; a side may have up to {SIDES[1]}, a frame up to {PIXELS//10**6} million. Crop the picture, or make it smaller.")
 
-# %% ../nbs/34_images.ipynb #d2b43d77
+# %% ../nbs/34_images.ipynb #72de7325
 WHITE = (255, 1023, 4095, 16383, 65535)   # largest values of 8, 10, 12, 14 and 16 bits
 
 def to_uint8(
@@ -54,7 +54,7 @@ def to_uint8(
     else: low, white = 0., next(s for s in scales if high <= s)
     return np.round((a.astype(np.float64) - low)*(255/(white or 1))).astype(np.uint8)
 
-# %% ../nbs/34_images.ipynb #780801b7
+# %% ../nbs/34_images.ipynb #348b3652
 @dataclass(frozen=True)
 class Frame:
     "One picture of a file."
@@ -67,7 +67,7 @@ class Frame:
 
     def __str__(self): return self.name if self.frames == 1 else f'{self.name}, frame {self.index} of {self.frames}'
 
-# %% ../nbs/34_images.ipynb #767680e7
+# %% ../nbs/34_images.ipynb #068a918c
 FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
 
 def _levels(im, name):
@@ -83,7 +83,7 @@ def _picture_frames(path):
             check_shape(im.height, im.width, path)
             if im.size == size: yield Frame(path.name, _levels(im, path), None, path, i + 1, n)
 
-# %% ../nbs/34_images.ipynb #6885b664
+# %% ../nbs/34_images.ipynb #0cefac3b
 def _valid(pair):
     "The pair of spacings as floats, or None unless both are positive finite numbers."
     try: pair = tuple(abs(float(v)) for v in pair)
@@ -103,7 +103,7 @@ def dicom_spacing(
     measures = (shared.get('PixelMeasuresSequence') or [ds])[0]
     return _valid(measures.get('PixelSpacing') or ds.get('PixelSpacing') or ())
 
-# %% ../nbs/34_images.ipynb #5f33ea05
+# %% ../nbs/34_images.ipynb #a7dfb2d3
 def _window(a, ds, name):
     "`a` through the modality and the stated window, uint8; or just scaled, if none is stated."
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -125,7 +125,7 @@ def _dicom_levels(a, ds, name):
     gray = _window(a, ds, name)
     return 255 - gray if kind == 'MONOCHROME1' else gray
 
-# %% ../nbs/34_images.ipynb #5012ac41
+# %% ../nbs/34_images.ipynb #85013a23
 FRAMES = 10_000   # of one file
 
 def _dicom_header(path):
@@ -147,7 +147,7 @@ def _dicom_frames(path):
     spacing, n = dicom_spacing(ds), int(ds.get('NumberOfFrames') or 1)
     for i, a in enumerate(iter_pixels(path)): yield Frame(path.name, _dicom_levels(a, ds, path), spacing, path, i + 1, n)
 
-# %% ../nbs/34_images.ipynb #12085b5f
+# %% ../nbs/34_images.ipynb #f0d1afe9
 def is_dicom(
     path, # Of a file
 )->bool: # Does it start as DICOM does: 128 bytes of anything, then DICM?
@@ -186,7 +186,7 @@ def read_image(
         except Exception as e: raise _explain(path, e) from e
         yield frame
 
-# %% ../nbs/34_images.ipynb #794a9126
+# %% ../nbs/34_images.ipynb #9c093244
 def as_frame(
     image, # A path, a Pillow image, or an array `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` of whole numbers or floats
     index:int=1, # Which frame of a file, from 1
@@ -205,7 +205,7 @@ def as_frame(
     if isinstance(a, np.ndarray): a = Image.fromarray(to_uint8(a[..., 0] if a.shape[2:] == (1,) else a))
     return Frame('image', _levels(a, 'image'))
 
-# %% ../nbs/34_images.ipynb #f1d26a39
+# %% ../nbs/34_images.ipynb #52293d53
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.dcm', '.dicom')
 
 def _walk(root, refused):
@@ -231,12 +231,17 @@ def _candidates(path, refused):
         if not matches: raise BusiError(f"{path}: no file matches.")
         for m in matches: yield from ((p, base.resolve()) for p in (_walk(m, refused) if m.is_dir() and not m.is_symlink() else [m]))
 
-# %% ../nbs/34_images.ipynb #5afa3e60
+# %% ../nbs/34_images.ipynb #7cb7ed84
+def _is_mask(path):
+    "Is it named as a mask of an image that lies beside it, as in BUSI?"
+    m = MASK_NAME.match(path.stem)
+    return m is not None and path.with_name(m['stem'] + path.suffix).exists()
+
 def find_images(
     paths, # A path, or several: files, folders (all that is below), patterns with `*`, `?`, `**`
     skip=None, # A folder whose files are left out, for example that of the results
 )->tuple: # The files (list of Path, each once), and those that were refused (dict of Path to the reason)
-    "The image files at `paths`; raises `BusiError` for a path that is not there and a pattern without match."
+    "The image files at `paths` without the masks beside them; raises `BusiError` for a path that is not there and a pattern without match."
     paths, skip = [paths] if isinstance(paths, (str, os.PathLike)) else paths, Path(skip).expanduser().resolve() if skip else None
     found, refused, seen = [], {}, set()
     for path in paths:
@@ -246,7 +251,7 @@ def find_images(
             else:
                 if real in seen or skip and real.is_relative_to(skip): continue
                 if root and not real.is_relative_to(root): refused[p] = f'a link that leads out of {root.name or root}; name the file itself if it is meant'
-                elif not root or p.is_file() and (p.suffix.lower() in SUFFIXES or is_dicom(p)):
+                elif not root or p.is_file() and (p.suffix.lower() in SUFFIXES or is_dicom(p)) and not _is_mask(p):
                     seen.add(real)
                     found.append(p)
     return found, refused

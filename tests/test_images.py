@@ -253,6 +253,13 @@ def test_find_images(tmp_path):
     assert find_images(f'{root}/**/*.tif')[0] == [root/'sub'/'ä ñ 中.tif']
     assert find_images(root/'out'/'..'/'root'/'sub', skip=root/'sub')[0] == []
 
+def test_masks_beside_their_images_are_no_images(tmp_path):
+    names = ('a (1).png', 'a (1)_mask.png', 'a (1)_mask_1.png', 'lonely_mask.png', 'b.jpg', 'b_mask.png', 'face_masked.png', '_mask.png')
+    for name in names: Image.fromarray(RAMP).save(tmp_path/name)
+    assert {p.name for p in find_images(tmp_path)[0]} == {'a (1).png', 'lonely_mask.png', 'b.jpg', 'b_mask.png', 'face_masked.png', '_mask.png'}
+    assert {p.name for p in find_images(f'{tmp_path}/a*.png')[0]} == {'a (1).png'}
+    assert [p.name for p in find_images([tmp_path/'a (1)_mask.png', tmp_path])[0]][0] == 'a (1)_mask.png'          # named by the user
+
 def test_a_pattern_that_leads_out(tmp_path):
     (tmp_path/'a'/'b').mkdir(parents=True)
     Image.fromarray(RAMP).save(tmp_path/'secret.png')
