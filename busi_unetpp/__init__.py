@@ -9,7 +9,7 @@ Modules:
 - `busi_unetpp.ceiling`: Measure how well BUSI's outlines agree with each other where the same picture was outlined twice.
 - `busi_unetpp.checkpoint`: What a training writes down after each epoch, so that nothing is lost and anything can go on.
 - `busi_unetpp.classical`: Segment without training: nothing, a fixed ellipse, Otsu's threshold, region growing and Chan-Vese, so that a network's gain is visible.
-- `busi_unetpp.cli`: `busi-unetpp`: every job of this book from a terminal.
+- `busi_unetpp.cli`: Every job of this book from a terminal.
 - `busi_unetpp.compare`: Is one run better than another, or luckier?
 - `busi_unetpp.dataset`: Read BUSI from disk, count it, and look at it before any model does.
 - `busi_unetpp.duplicates`: Find the images that show the same lesion, so that none of them trains a network that another one judges.
@@ -19,23 +19,23 @@ Modules:
 - `busi_unetpp.export`: Hand the network to programs that know nothing of this package: one file that takes the pixels of an image and gives a probability for each.
 - `busi_unetpp.fetch`: Get BUSI onto the disk, whole and checked, or say exactly what to do instead.
 - `busi_unetpp.figures`: One style for every picture of this book, and the measurements that it has to pass.
-- `busi_unetpp.files`: A file is either written whole or not at all.
+- `busi_unetpp.files`: A full disk or a power cut in the middle of a write costs nothing that was there before.
 - `busi_unetpp.hub`: Hand a trained model on with everything that belongs to it, in a folder or on the Hugging Face Hub, and take one in without running anybody's code.
 - `busi_unetpp.images`: Read what a hospital, a scanner or a friend hands over: PNG, JPEG, TIFF, BMP and DICOM, one frame at a time, with the size of a pixel where it is known.
 - `busi_unetpp.learner`: The paper's training as a recipe, and a fastai Learner that follows it.
 - `busi_unetpp.lesions`: Score a prediction where a reader sees it: on the image as it was taken, outline by outline and lesion by lesion.
-- `busi_unetpp.loaders`: From arrays to batches on the right device, and a look at the data before a network gets it.
-- `busi_unetpp.losses`: Dice loss from logits, over the batch as in the paper.
+- `busi_unetpp.loaders`: The same batches in the same order every time, and no training on a dataset that is broken.
+- `busi_unetpp.losses`: Reward overlap, not pixels, so that a network cannot win by finding nothing.
 - `busi_unetpp.manifest`: Tell whether a copy of BUSI is the published one, file by file.
 - `busi_unetpp.meanings`: Score the same predictions in every way met in the literature, so that any paper's figure can be placed, and read Table 1 with it.
-- `busi_unetpp.metrics`: Four counts per image, and everything that can be said with them.
+- `busi_unetpp.metrics`: What a score counts, what it says of an empty mask, and what changes when it is pooled.
 - `busi_unetpp.phantom`: Simulate breast ultrasound from its physics, so that everything in this book runs without a download.
 - `busi_unetpp.predict`: A mask for any image, from Python or for a whole folder: with areas in square millimeters where the file allows it, a picture to check it by, and a flag on the ones a human should see.
-- `busi_unetpp.preprocess`: From files of every size to arrays of one size, decoded once.
+- `busi_unetpp.preprocess`: What the network gets to see of an image, and what it can no longer see.
 - `busi_unetpp.report`: The paper's table and figure, the curves and the cases, on one page that can be sent around.
 - `busi_unetpp.run`: Data in, folder out: everything that a training leaves behind, and how to continue or repeat it.
 - `busi_unetpp.site`: Build these pages, and check them, with or without Quarto.
-- `busi_unetpp.split`: Which images train the network and which judge it, written down.
+- `busi_unetpp.split`: Draw the line between learning and judging once, with all pictures of one lesion on the same side of it.
 - `busi_unetpp.stats`: 95 % intervals and paired tests that resample groups of copies, not single images.
 - `busi_unetpp.strong`: Which recipe beats the paper's, how was it found, and what does it reach on images that had no say in it?
 - `busi_unetpp.uncertainty`: Which of its own predictions will be wrong? Ask the network the same question several times, and send the image to a human when the answers differ.

@@ -11,7 +11,7 @@ __all__ = ['AUTHORS_URL', 'AUTHORS_PAGE', 'KAGGLE_HANDLE', 'KAGGLE_PAGE', 'FOLDE
            'check_zip', 'safe_unzip', 'StalePart', 'download', 'unpack', 'from_authors', 'from_kaggle', 'zip_by_hand',
            'fetch_busi']
 
-# %% ../nbs/03_fetch.ipynb #50340e36
+# %% ../nbs/03_fetch.ipynb #27d4aef7
 import errno
 import re
 import shlex
@@ -30,7 +30,7 @@ from pathlib import Path, PureWindowsPath
 from .dataset import BusiError, find_root
 from .manifest import is_whole, verify, verify_report
 
-# %% ../nbs/03_fetch.ipynb #11c34560
+# %% ../nbs/03_fetch.ipynb #64a68e32
 AUTHORS_URL = 'https://scholar.cu.edu.eg/Dataset_BUSI.zip'
 AUTHORS_PAGE = 'https://scholar.cu.edu.eg/?q=afahmy/pages/dataset'
 KAGGLE_HANDLE = 'aryashah2k/breast-ultrasound-images-dataset'
@@ -39,7 +39,7 @@ FOLDER = 'Dataset_BUSI_with_GT'
 CITATION = ('Please cite: W. Al-Dhabyani, M. Gomaa, H. Khaled, A. Fahmy. Dataset of breast ultrasound images. '
             'Data in Brief 28, 104863, 2020. doi:10.1016/j.dib.2019.104863')
 
-# %% ../nbs/03_fetch.ipynb #2e42adba
+# %% ../nbs/03_fetch.ipynb #823efbb9
 class SourceError(BusiError):
     "A download or archive that cannot be used; another source may still work."
 
@@ -54,7 +54,7 @@ def disk_errors(
             raise BusiError(f"{folder}: no space left on the disk. Free about 0.5 GB or choose another folder, then run again.") from e
         raise BusiError(f"{folder}: cannot be written ({e.strerror or e}). Choose a folder that you may write to.") from e
 
-# %% ../nbs/03_fetch.ipynb #6a9a0251
+# %% ../nbs/03_fetch.ipynb #39151e54
 def _check_name(name):
     p = PureWindowsPath(name)
     if p.drive or p.root or '..' in p.parts or not p.parts: raise SourceError(f'the entry {name!r} would land outside the folder')
@@ -74,7 +74,7 @@ def check_zip(
         raise SourceError(f'it would unpack from {packed/1e6:.1f} MB to {size/1e6:.1f} MB, which no copy of BUSI does')
     return size
 
-# %% ../nbs/03_fetch.ipynb #74b41d43
+# %% ../nbs/03_fetch.ipynb #cbf72161
 def safe_unzip(
     path, # The zip
     dest, # The folder to make; must not exist
@@ -94,7 +94,7 @@ def safe_unzip(
         (Path(part)/'new').rename(dest)
     return dest
 
-# %% ../nbs/03_fetch.ipynb #eb2815a9
+# %% ../nbs/03_fetch.ipynb #31d932de
 class StalePart(Exception):
     "The server cannot go on from what is here: drop it and start over."
 
@@ -114,7 +114,7 @@ def _validator(headers):
     etag = headers.get('ETag', '')
     return etag if etag.startswith('"') else headers.get('Last-Modified')
 
-# %% ../nbs/03_fetch.ipynb #98a393aa
+# %% ../nbs/03_fetch.ipynb #093d7ea0
 def _judge(response, have, tag):
     "`(offset, total bytes or None)` of an answer; raises `StalePart`, or `SourceError` if asking again is pointless, or `requests.HTTPError` if not."
     import requests
@@ -128,7 +128,7 @@ def _judge(response, have, tag):
     if not m or int(m[1]) != have or _validator(head) not in (None, tag): raise StalePart('the server sent another part than was asked for')
     return have, int(m[2])
 
-# %% ../nbs/03_fetch.ipynb #4dce7680
+# %% ../nbs/03_fetch.ipynb #abe5a3f9
 @contextmanager
 def _bar(have, total, show):
     "A function that counts bytes on a progress bar."
@@ -155,7 +155,7 @@ def _receive(response, part, show):
             count(len(chunk))
     if total and part.stat().st_size != total: raise requests.ConnectionError('the connection broke off')
 
-# %% ../nbs/03_fetch.ipynb #9f93fe78
+# %% ../nbs/03_fetch.ipynb #dc8bb045
 def _why(e):
     "The reason of an exception of requests, without the object names around it."
     import requests
@@ -164,7 +164,7 @@ def _why(e):
     text = re.sub(r'^\w*Connection\w*\(.*?\): ', '', str(reason or e)).strip()
     return text.splitlines()[0] if text else type(e).__name__
 
-# %% ../nbs/03_fetch.ipynb #f5345933
+# %% ../nbs/03_fetch.ipynb #0780166b
 def download(
     url:str, # Address of a zip
     output_file, # Where the finished file goes
@@ -194,7 +194,7 @@ def download(
     part.replace(output_file)
     _drop(part)
 
-# %% ../nbs/03_fetch.ipynb #bb7eb16a
+# %% ../nbs/03_fetch.ipynb #c59195b0
 def unpack(
     path, # The zip
     dest, # Folder that gets `Dataset_BUSI_with_GT`
@@ -206,7 +206,7 @@ def unpack(
         except BusiError as e: raise SourceError(f"{path}: holds no folders benign, malignant and normal, so it is not BUSI.") from e
         return root.rename(Path(dest)/FOLDER)
 
-# %% ../nbs/03_fetch.ipynb #2e433a7c
+# %% ../nbs/03_fetch.ipynb #d9577f85
 def from_authors(
     dest, # Folder that gets the dataset
     url:str=AUTHORS_URL, # Address of the zip
@@ -226,7 +226,7 @@ def from_authors(
         if not keep_zip: path.unlink()
     return root
 
-# %% ../nbs/03_fetch.ipynb #17678367
+# %% ../nbs/03_fetch.ipynb #a92ec396
 def from_kaggle(
     dest, # Folder that gets the dataset
     handle:str=KAGGLE_HANDLE, # Kaggle's name of the dataset
@@ -239,7 +239,7 @@ def from_kaggle(
     with disk_errors(dest), tempfile.TemporaryDirectory(dir=dest, prefix='.busi-') as tmp:
         return Path(shutil.copytree(cached, Path(tmp)/'new')).rename(Path(dest)/FOLDER)
 
-# %% ../nbs/03_fetch.ipynb #8388a8f3
+# %% ../nbs/03_fetch.ipynb #e00b1ae0
 def zip_by_hand(
     dest, # Folder
 )->Path: # Or None
@@ -254,7 +254,7 @@ def _by_hand(dest, failures):
         f'  {AUTHORS_PAGE}  ({AUTHORS_URL})', f'  {KAGGLE_PAGE}  (archive.zip)',
         f'Put the zip, as it is, into {dest} and run', f'  busi-unetpp data fetch {shlex.quote(str(dest))}'])
 
-# %% ../nbs/03_fetch.ipynb #44cd87a1
+# %% ../nbs/03_fetch.ipynb #450286d1
 def _checked(root, manifest):
     "`root`, after telling what `verify` found; raises `BusiError` if it is not the published dataset."
     checked = verify(root, manifest)

@@ -1,4 +1,4 @@
-"""A file is either written whole or not at all.
+"""A full disk or a power cut in the middle of a write costs nothing that was there before.
 
 Writing files whole or not at all, with one kind of error for every reason why not.
 
@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/files.html.md"""
 # %% auto #0
 __all__ = ['write_file', 'write_json', 'write_csv', 'write_figure', 'check_writable', 'git_commit', 'made_with']
 
-# %% ../nbs/05_files.ipynb #87ec724b
+# %% ../nbs/05_files.ipynb #9d2c82a9
 import errno
 import io
 import json
@@ -25,7 +25,7 @@ from uuid import uuid4
 import busi_unetpp
 from .dataset import BusiError
 
-# %% ../nbs/05_files.ipynb #8f530f6d
+# %% ../nbs/05_files.ipynb #2f862381
 def _explain(path, e):
     "The `BusiError` for an `OSError` met when writing `path`."
     why = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the disk quota is used up', errno.EFBIG: 'the file size limit is reached',
@@ -53,7 +53,7 @@ def write_file(
         if tmp: tmp.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/05_files.ipynb #36892bfd
+# %% ../nbs/05_files.ipynb #e295e23a
 def write_json(
     path, # Where to write
     obj, # Dicts, lists, numbers, text; NaN and infinity become null, unknown objects their `str`
@@ -66,7 +66,7 @@ def write_json(
         return None if isinstance(o, float) and not math.isfinite(o) else o
     return write_file(path, json.dumps(clean(obj), indent=1, default=str) + '\n')
 
-# %% ../nbs/05_files.ipynb #c6f9e403
+# %% ../nbs/05_files.ipynb #7d14f624
 def write_csv(
     path, # Where to write
     df, # pandas DataFrame; its index is not written
@@ -74,7 +74,7 @@ def write_csv(
     "Write a table as CSV, whole or not at all."
     return write_file(path, df.to_csv(index=False, lineterminator='\n'))
 
-# %% ../nbs/05_files.ipynb #fe6e0570
+# %% ../nbs/05_files.ipynb #988440f5
 def write_figure(
     path, # Where to write, `.png`
     fig, # matplotlib Figure
@@ -85,7 +85,7 @@ def write_figure(
     fig.savefig(buf, format='png', dpi=dpi)
     return write_file(path, buf.getvalue())
 
-# %% ../nbs/05_files.ipynb #83631991
+# %% ../nbs/05_files.ipynb #349ec273
 def check_writable(
     folder, # A folder that will be written to; made if need be
 )->Path: # The folder
@@ -94,7 +94,7 @@ def check_writable(
     write_file(folder/'.write-test', '').unlink()
     return folder
 
-# %% ../nbs/05_files.ipynb #e0238bb2
+# %% ../nbs/05_files.ipynb #cb4aaf3a
 def git_commit()->str: # Hexadecimal, or None
     "The commit this package is run from, with `+` if its files differ from it; None outside a git checkout."
     here = Path(busi_unetpp.__file__).parent

@@ -92,7 +92,7 @@ def _check_config(network, size, threshold, temperature, smallest):
     encoder = network.get('encoder') or ''
     if not re.fullmatch(r'[a-z0-9_.]*', str(encoder)): raise BusiError(f"encoder {encoder!r}: expected a plain name of timm's. Other sources are not read.")
 
-# %% ../nbs/37_hub.ipynb #e4fd0ca6
+# %% ../nbs/37_hub.ipynb #9cb06f7a
 class HubModel(nn.Module, PyTorchModelHubMixin, library_name='busi-unetpp', license='apache-2.0', pipeline_tag='image-segmentation', tags=['medical', 'ultrasound', 'breast', 'unetpp'],
                repo_url='https://github.com/busi-unetpp/busi-unetpp', docs_url='https://busi-unetpp.github.io/busi-unetpp/', model_card_template=CARD):
     "A model with the methods `save_pretrained(folder)`, `push_to_hub(repository)` and `from_pretrained(folder or repository)`; raises `BusiError` for a configuration that cannot be right."
@@ -104,13 +104,13 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name='busi-unetpp', lice
         flag:float=None, # A human should look at an image whose uncertainty is above; None for no flag
         name:str='busi-unetpp', # What the model is called
         card:dict=None, # What was recorded about it
-        data:str=BUSI_DATA, # What it was trained on, for the model card
+        data:str=None, # What it was trained on, for the model card; BUSI if None
         smallest:float=0., # Findings smaller than this share of the image are left out
     ):
         super().__init__()
         _check_config(network, size, threshold, temperature, smallest)
         self.network, self.size, self.threshold, self.smallest, self.temperature, self.flag = network, size, threshold, smallest, temperature, flag
-        self.name, self.card, self.data = name, card or {}, data
+        self.name, self.card, self.data = name, card or {}, data or BUSI_DATA
         try: self.net = build_unetpp(**network).eval()
         except BusiError: raise
         except Exception as e: raise BusiError(f"network {network}: no U-Net++ can be made of it ({e}).") from e
@@ -126,10 +126,10 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name='busi-unetpp', lice
 
     def _save_pretrained(self, save_directory): save_model(save_directory/'model.safetensors', self, self.network, half=False)
 
-# %% ../nbs/37_hub.ipynb #c50e9d53
+# %% ../nbs/37_hub.ipynb #76c47893
 def to_hub_model(
     name_or_path='strong', # What `load_model` takes
-    data:str=BUSI_DATA, # What it was trained on, for the model card
+    data:str=None, # What it was trained on, for the model card; BUSI if None
 )->HubModel:
     "A model of the package ready to save, push and describe; raises `BusiError` if there is none of that name."
     model, path = load_model(name_or_path, 'cpu'), _find_model(name_or_path)

@@ -1,4 +1,4 @@
-"""From arrays to batches on the right device, and a look at the data before a network gets it.
+"""The same batches in the same order every time, and no training on a dataset that is broken.
 
 Batches from arrays on the right device, and a check of the data before training.
 

@@ -1,4 +1,4 @@
-"""Dice loss from logits, over the batch as in the paper.
+"""Reward overlap, not pixels, so that a network cannot win by finding nothing.
 
 Dice loss from logits, over the batch as in the paper or per image.
 

@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/manifest.html.md"""
 __all__ = ['decode_png', 'reduce_pixels', 'pixels_sha256', 'list_files', 'read_sums', 'make_manifest', 'load_manifest', 'is_busi',
            'verify', 'is_whole', 'verify_report']
 
-# %% ../nbs/02_manifest.ipynb #460f3e38
+# %% ../nbs/02_manifest.ipynb #3feb2c1b
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
@@ -21,7 +21,7 @@ import pandas as pd
 
 from .dataset import BusiError, LABELS, find_root, natural_key, open_image
 
-# %% ../nbs/02_manifest.ipynb #0fcad7db
+# %% ../nbs/02_manifest.ipynb #661b365b
 def _gray16(im):
     "`(H, W, 4)` uint16 from an opened 16-bit gray PNG."
     gray = np.asarray(im).astype(np.uint16)
@@ -39,7 +39,7 @@ def decode_png(
         try: return _gray16(im) if deep else np.asarray(im.convert('RGBA'))
         except Exception as e: raise BusiError(f"{path}: truncated or damaged ({e}). Replace it with the original file.") from e
 
-# %% ../nbs/02_manifest.ipynb #ca991162
+# %% ../nbs/02_manifest.ipynb #c163f019
 def reduce_pixels(
     a:np.ndarray, # `(H, W, 4)` uint8 or uint16, from `decode_png`
 )->np.ndarray: # `(H, W, C)` with C = 1 gray, 2 gray and alpha, 3 color, 4 color and alpha; uint8, or uint16 if 8 bits would lose something
@@ -49,7 +49,7 @@ def reduce_pixels(
     if (color == color[..., :1]).all(): color = color[..., :1]
     return color if (alpha == np.iinfo(a.dtype).max).all() else np.concatenate([color, alpha], -1)
 
-# %% ../nbs/02_manifest.ipynb #1adf9798
+# %% ../nbs/02_manifest.ipynb #5d10e931
 def _hash_pixels(a):
     "SHA-256 of reduced pixels, in hexadecimal."
     head = '{} {} {} {}\n'.format(*a.shape, 8*a.dtype.itemsize)
@@ -61,7 +61,7 @@ def pixels_sha256(
     "SHA-256 of what a PNG file shows, however it is encoded; raises `BusiError` if it cannot be decoded."
     return _hash_pixels(reduce_pixels(decode_png(path)))
 
-# %% ../nbs/02_manifest.ipynb #d416904b
+# %% ../nbs/02_manifest.ipynb #56b7b66b
 def list_files(
     root:Path, # The folder that holds the class folders
 )->list: # Posix paths relative to `root`, in natural order
@@ -72,7 +72,7 @@ def list_files(
         return p.suffix.lower() == '.png' or p.parts[0] in LABELS
     return sorted((p.as_posix() for p in found if counts(p)), key=natural_key)
 
-# %% ../nbs/02_manifest.ipynb #93ee46ae
+# %% ../nbs/02_manifest.ipynb #9612c2ea
 def read_sums(
     path, # Text file, a line `HASH  FILE` each, as `sha256sum` writes it
 )->dict: # File name to hash
@@ -94,12 +94,12 @@ def make_manifest(
         return name, original.get(name) or _file_sha256(root/name), _hash_pixels(a), a.shape[1], a.shape[0]
     with ThreadPoolExecutor() as pool: return pd.DataFrame(pool.map(row, names), columns=['file', 'sha256', 'pixels_sha256', 'width', 'height'])
 
-# %% ../nbs/02_manifest.ipynb #13084a9c
+# %% ../nbs/02_manifest.ipynb #6ac76095
 def load_manifest()->pd.DataFrame: # 1578 rows; columns `file`, `sha256`, `pixels_sha256`, `width`, `height` (pixels)
     "The manifest of BUSI as published, which comes with the package."
     with files('busi_unetpp').joinpath('busi_manifest.csv').open(encoding='utf-8') as f: return pd.read_csv(f)
 
-# %% ../nbs/02_manifest.ipynb #28754317
+# %% ../nbs/02_manifest.ipynb #30d30210
 def is_busi(
     df:pd.DataFrame, # Columns `image`, `width`, `height`, as from `read_busi`
 )->bool: # False for another dataset that uses the same file names
@@ -107,7 +107,7 @@ def is_busi(
     known = load_manifest().set_index('file')[['width', 'height']].reindex(df.image)
     return bool((known.to_numpy() == df[['width', 'height']].to_numpy()).all())
 
-# %% ../nbs/02_manifest.ipynb #531dcf89
+# %% ../nbs/02_manifest.ipynb #ff8012d4
 def _check(path, row):
     "Status and detail of one file against its row of the manifest."
     try:
@@ -132,7 +132,7 @@ def verify(
     listed = set(manifest.file)
     return pd.DataFrame(rows + [(f, 'extra', 'not in the manifest') for f in present if f not in listed], columns=['file', 'status', 'detail'])
 
-# %% ../nbs/02_manifest.ipynb #65ba2236
+# %% ../nbs/02_manifest.ipynb #60ee7519
 def is_whole(
     checked:pd.DataFrame, # From `verify`
 )->bool: # True if every published file is there and agrees

@@ -1,4 +1,4 @@
-"""Four counts per image, and everything that can be said with them.
+"""What a score counts, what it says of an empty mask, and what changes when it is pooled.
 
 Every metric from four counts per image, with stated rules for empty masks, and as fastai metrics.
 

@@ -1,4 +1,4 @@
-"""From files of every size to arrays of one size, decoded once.
+"""What the network gets to see of an image, and what it can no longer see.
 
 Images and masks at one size, decoded once and cached.
 

@@ -1,4 +1,4 @@
-"""Which images train the network and which judge it, written down.
+"""Draw the line between learning and judging once, with all pictures of one lesion on the same side of it.
 
 Which images train and which judge: made by a seed, written to a file, checked when read.
 

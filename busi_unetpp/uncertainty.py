@@ -10,7 +10,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/uncertainty.html.md"""
 __all__ = ['MEASURES', 'tta_predict', 'mc_dropout', 'uncertainty_map', 'image_uncertainty', 'uncertainty_table', 'risk_coverage',
            'area_under', 'rank_quality', 'choose_flag']
 
-# %% ../nbs/31_uncertainty.ipynb #77dba114
+# %% ../nbs/31_uncertainty.ipynb #210a5945
 from itertools import combinations
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from .dataset import BusiError
 
-# %% ../nbs/31_uncertainty.ipynb #085f97ec
+# %% ../nbs/31_uncertainty.ipynb #d8b5270b
 @torch.inference_mode()
 def tta_predict(
     net, # The network, in evaluation mode; returns logits `(N, 1, H, W)`
@@ -41,7 +41,7 @@ def tta_predict(
             views.append((p if size == (h, w) else F.interpolate(p, (h, w), mode='bilinear'))[:, 0])
     return torch.stack(views)
 
-# %% ../nbs/31_uncertainty.ipynb #0c0b950d
+# %% ../nbs/31_uncertainty.ipynb #e2692315
 @torch.inference_mode()
 def mc_dropout(
     net, # The network, in evaluation mode; left as it was
@@ -62,7 +62,7 @@ def mc_dropout(
         finally:
             for m, t in zip(layers, was): m.train(t)
 
-# %% ../nbs/31_uncertainty.ipynb #6c6cacc5
+# %% ../nbs/31_uncertainty.ipynb #2255b0d6
 def uncertainty_map(
     views, # `(views, N, H, W)`, 0-1
 )->torch.Tensor: # `(N, H, W)`, 0-1, bits
@@ -70,7 +70,7 @@ def uncertainty_map(
     p = torch.as_tensor(views).float().mean(0)
     return torch.special.entr(torch.stack([p, 1 - p])).sum(0).clamp(min=0)/np.log(2)
 
-# %% ../nbs/31_uncertainty.ipynb #001a2fab
+# %% ../nbs/31_uncertainty.ipynb #6301d79b
 def _expected(views, threshold):
     p = views.mean(0).flatten(1)
     m = p > threshold
@@ -98,7 +98,7 @@ def image_uncertainty(
     if measure not in MEASURES: raise BusiError(f"{measure!r}: no such measure. Choose one of {', '.join(MEASURES)}.")
     return MEASURES[measure](torch.as_tensor(views).float().cpu(), threshold).double().clamp(0, 1).numpy()
 
-# %% ../nbs/31_uncertainty.ipynb #a90cf00f
+# %% ../nbs/31_uncertainty.ipynb #1f0cf28c
 def _dice(pred, true):
     "Dice of each image; 1 where both masks are empty."
     both, sizes = (pred & true).sum((1, 2)), pred.sum((1, 2)) + true.sum((1, 2))
@@ -127,7 +127,7 @@ def uncertainty_table(
     table = pd.concat(rows, ignore_index=True).drop(columns='plain_disagreement')   # one view agrees with itself
     return pd.concat([pd.DataFrame(dict(image=list(names), label=[n.split('/')[0] for n in names])), table], axis=1)
 
-# %% ../nbs/31_uncertainty.ipynb #e5c1c29d
+# %% ../nbs/31_uncertainty.ipynb #11efdb9d
 def _checked(error, uncertainty):
     "Both as float arrays."
     e, u = np.asarray(error, float), np.asarray(uncertainty, float)
@@ -159,7 +159,7 @@ def rank_quality(
     ideal, chance = area_under(risk_coverage(error, error)), float(np.mean(error))
     return (chance - area_under(risk_coverage(error, uncertainty)))/(chance - ideal) if chance > ideal else 0.
 
-# %% ../nbs/31_uncertainty.ipynb #fbfbbbc3
+# %% ../nbs/31_uncertainty.ipynb #7bdc665f
 def choose_flag(
     uncertainty, # `(N,)`, higher is less certain, of images that did not train the network
     failed, # `(N,)`, 1 where the prediction is not good enough, 0 elsewhere
