@@ -12,12 +12,14 @@ __all__ = ['RAW', 'CARD', 'need', 'process', 'tidy', 'in_order', 'Shown', 'param
            'go_offline', 'build_site', 'address_problem', 'text_problems', 'check_site', 'home_picture',
            'cell_markdown', 'readme_text', 'main']
 
-# %% ../nbs/44_site.ipynb #2820c641
+# %% ../nbs/44_site.ipynb #6fb75363
 import copy, html, inspect, posixpath, re, shutil, sys, tempfile
 from dataclasses import is_dataclass
 from enum import Enum
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -120,13 +122,23 @@ def parameter_table(
     head, rule, *rows = re.sub(r'\*\*([^*`|]+)\*\*', r'\1', str(table)).splitlines()  # names are bold
     return '\n'.join([head.replace('|    |', '| Parameter |', 1), rule, *(re.sub(r'^\| (?!Returns)(\w+) \|', r'| <code>\1</code> |', r) for r in rows)])
 
-# %% ../nbs/44_site.ipynb #9397882b
+# %% ../nbs/44_site.ipynb #e8ca6b96
 def _parameters(symbol):
     "The parameters of a call, or None of a class that has no `__init__` of its own."
     if inspect.isclass(symbol) and not hasattr(symbol, '_fields'):
         home = symbol.__module__.split('.')[0]
         if not any('__init__' in vars(c) for c in symbol.__mro__ if c.__module__.split('.')[0] == home): return None
     return [p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else Shown(p.default)) for p in inspect.signature(symbol).parameters.values() if p.name != 'self']
+
+def _exported(symbol):
+    "A class that a chapter defined, as the package has it: only there can its comments be read."
+    from nbdev.config import get_config
+    if not inspect.isclass(symbol) or symbol.__module__ != '__main__': return symbol
+    lib, name = get_config().lib_path.name, symbol.__qualname__
+    try: syms = import_module(f'{lib}._modidx').d['syms']
+    except ImportError: return symbol
+    module = next((m for m, names in syms.items() if f'{m}.{name}' in names), None)
+    return attrgetter(name)(import_module(module)) if module else symbol
 
 def reference(
     symbol,         # function, class or method
@@ -136,7 +148,7 @@ def reference(
     "Returns the entry of a name as Markdown: source link, heading, signature, docstring and table of parameters."
     from IPython.display import Markdown
     from nbdev.showdoc import BasicMarkdownRenderer
-    entry = BasicMarkdownRenderer(symbol, name=name, title_level=title_level)
+    entry = BasicMarkdownRenderer(_exported(symbol), name=name, title_level=title_level)
     if callable(entry.sym):
         found = _parameters(entry.sym)
         entry.dm = entry.nm + ('' if found is None else str(inspect.Signature(found)))
