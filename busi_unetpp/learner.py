@@ -42,11 +42,11 @@ from .metrics import busi_metrics
 from .preprocess import check_size, show_overlay
 from .split import KINDS
 
-# %% ../nbs/17_learner.ipynb #de6858c8
+# %% ../nbs/17_learner.ipynb #47bfc8a9
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides how a network is trained; the defaults are the paper's."
-    name:str = 'paper'
+    name:str = 'paper' # What it is called
     size:int = 196 # Side of the network's input, pixels
     batch_size:int = 2 # Images in a batch
     epochs:int = 60 # At most; early stopping may end sooner

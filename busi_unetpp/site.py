@@ -57,15 +57,16 @@ def process(
     shutil.copytree(project/'nbs', stage/'nbs', ignore=shutil.ignore_patterns('.*', 'nbdev.yml', 'sidebar.yml'))
     with working_directory(stage): return stage/proc_nbs('nbs', n_workers=0)
 
-# %% ../nbs/44_site.ipynb #4c723288
+# %% ../nbs/44_site.ipynb #7734dff2
 def tidy(
     cell,  # a cell that nbdev has processed
 ):
     "Removes, in place, directives from a prose cell, links from words that are a command by chance, and the name of nbdev's own process from signatures."
-    if cell.cell_type == 'markdown': cell.source = re.sub(r'\[(`\w+`)\]\([^)\s]*(?:/cli\.html#\w+|#main)\)', r'\1', re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M))
+    def unlink(text): return re.sub(r'\[(`\w+`)\]\([^)\s]*(?:/cli\.html#\w+|#main)\)', r'\1', text)
+    if cell.cell_type == 'markdown': cell.source = unlink(re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M))
     for o in cell.get('outputs', []):
         text = o.get('data', {}).get('text/markdown')
-        if text: o['data']['text/markdown'] = ''.join(text).replace('__main__.', '')
+        if text: o['data']['text/markdown'] = unlink(''.join(text).replace('__main__.', ''))
 
 # %% ../nbs/44_site.ipynb #8eed7bbf
 class in_order:
@@ -79,7 +80,7 @@ class in_order:
         for entry, run in groupby(self.nb.cells, lambda c: bool(getattr(c, 'has_sd', False))): cells += sorted(run, key=line) if entry else run
         self.nb.cells = cells
 
-# %% ../nbs/44_site.ipynb #1899b0cc
+# %% ../nbs/44_site.ipynb #0125b9d2
 class Shown:
     "A default as it is typed, or in short if that is long."
     def __init__(self,
@@ -119,7 +120,7 @@ def parameter_table(
         _row(o)
     if not table.has_docment: return ''
     if table.dm.get('return', {}).get('anno') == 'None': table.returns = False
-    head, rule, *rows = re.sub(r'\*\*([^*`|]+)\*\*', r'\1', str(table)).splitlines()  # names are bold
+    head, rule, *rows = re.sub(r'(?<=\| )\*\*(.*?)\*\*(?= \|)', r'\1', str(table)).splitlines()  # whole cells are bold
     return '\n'.join([head.replace('|    |', '| Parameter |', 1), rule, *(re.sub(r'^\| (?!Returns)(\w+) \|', r'| <code>\1</code> |', r) for r in rows)])
 
 # %% ../nbs/44_site.ipynb #e8ca6b96
