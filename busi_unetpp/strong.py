@@ -34,7 +34,7 @@ from .run import open_data, read_config
 from .stats import interval_table
 from .uncertainty import _dice, choose_flag, tta_predict, uncertainty_table
 
-# %% ../nbs/32_strong.ipynb #b34d3457
+# %% ../nbs/32_strong.ipynb #88e8af7b
 def _flat(recipe):
     "The recipe's fields and the network's arguments in one dictionary."
     fields = {k: v for k, v in recipe.items() if k != 'model'} | recipe['model']
@@ -48,7 +48,7 @@ def _changes(recipe, base):
 def read_trials(
     folder, # Holds the folders of runs
     base:str=None, # The name of the run that the others are compared with; the first if None
-)->pd.DataFrame: # Columns trial, changed, size, epochs, images (that train), dice, iou, normals (validation part), best_epoch, seconds, device, started
+)->pd.DataFrame: # Columns trial, changed, size, epochs, images (that train), dice, iou, normals (validation part), best_epoch, seconds (of all epochs), device, started
     "A row a finished run, in the order in which they were started; raises `BusiError` if there is none."
     runs = {p.parent.name: p.parent for p in Path(folder).glob('*/metrics.json')}
     if not runs: raise BusiError(f"{folder}: no finished run in it. A trial is a folder that `busi-unetpp train` wrote.")
@@ -60,10 +60,10 @@ def read_trials(
         if 'valid' not in m: raise BusiError(f"{runs[name]}: this run had no validation part, so nothing can be chosen by it.")
         v = m['valid']
         rows.append(dict(trial=name, changed=_changes(c['recipe'], first), size=c['recipe']['size'], epochs=m['epochs'], images=m['train']['images'], dice=v['image_dice_with_tumor'], iou=v['image_iou_with_tumor'],
-            normals=v['clean_normals'], best_epoch=m['best_epoch'], seconds=c['seconds'], device=c['device'], started=c['started']))
+            normals=v['clean_normals'], best_epoch=m['best_epoch'], seconds=round(pd.read_csv(runs[name]/'history.csv').seconds.sum()), device=c['device'], started=c['started']))
     return pd.DataFrame(rows)
 
-# %% ../nbs/32_strong.ipynb #ea48bd6a
+# %% ../nbs/32_strong.ipynb #de8d7a34
 @styled
 def plot_trials(
     trials:pd.DataFrame, # From `read_trials`
@@ -72,7 +72,9 @@ def plot_trials(
     fig = Figure(figsize=(WIDTH, 3.6))
     ax = fig.subplots()
     ax.scatter(100*trials.normals, trials.dice, color=COLORS['blue'], zorder=3)
-    for i, t in enumerate(trials.sort_values('dice').itertuples()): ax.annotate(t.trial, (100*t.normals, t.dice), xytext=(-7 if i % 2 else 7, 0), textcoords='offset points', va='center', ha='right' if i % 2 else 'left', fontsize=8)
+    for t in trials.itertuples():
+        left = t.normals > .9                    # on the right there would be no room
+        ax.annotate(t.trial, (100*t.normals, t.dice), xytext=(-7 if left else 7, 0), textcoords='offset points', va='center', ha='right' if left else 'left', fontsize=8)
     ax.set(xlabel='normal images without a mark, %', ylabel='mean Dice of images with a tumor')
     ax.set_xlim(0, 108)
     ax.margins(y=.12)
