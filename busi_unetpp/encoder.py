@@ -84,12 +84,21 @@ def load_pretrained(
     encoder.body.load_state_dict(body.state_dict())
     return f'{source}' if options else f"timm's hub ({name})"
 
-# %% ../nbs/11_encoder.ipynb #ce3c331f
+# %% ../nbs/11_encoder.ipynb #d6656819
+def _other_unetpp(smp, **args):
+    if given := [k for k, v in args.items() if v is not None]: raise BusiError(f"smp {smp!r}: takes no {', '.join(given)}. Those are arguments of this package's network.")
+    try: import segmentation_models_pytorch as theirs
+    except ImportError: raise BusiError("segmentation_models_pytorch is not installed, which smp needs. Run `pip install segmentation-models-pytorch`.") from None
+    if smp not in theirs.encoders.get_encoder_names(): raise BusiError(f"smp {smp!r}: not an encoder of segmentation_models_pytorch. Use one of its names, for example resnet34.")
+    return theirs.UnetPlusPlus(smp, encoder_weights=None, in_channels=1)
+
 def build_unetpp(
     encoder:str=None, # timm's name of the encoder; the paper's own if None
+    smp:str=None, # Encoder of segmentation_models_pytorch's U-Net++, for example resnet34, which is then built instead of ours and takes no other arguments
     **args, # Arguments of `UNetPlusPlus`
-)->UNetPlusPlus: # With random weights
-    "A U-Net++ from plain arguments; with a timm encoder `filters` are the widths of the nested nodes, from the finest level down."
+)->nn.Module: # A `UNetPlusPlus`, or smp's, with random weights
+    "A U-Net++ from plain arguments; with a timm encoder `filters` are the widths of the nested nodes, from the finest level down. Raises `BusiError` for an smp that is not installed or not known."
+    if smp: return _other_unetpp(smp, encoder=encoder, **args)
     if not encoder: return UNetPlusPlus(**args)
     filters = args.setdefault('filters', (16, 24, 40, 112))
     return UNetPlusPlus(encoder=TimmEncoder(encoder, args.get('in_channels', 1), len(filters) + 1, args.get('dropout', .06)), **args)

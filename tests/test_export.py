@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from busi_unetpp import export
+from busi_unetpp import export, run
 from busi_unetpp.dataset import BusiError
 from busi_unetpp.encoder import build_unetpp
-from busi_unetpp.predict import Model
+from busi_unetpp.learner import overfit_one_batch
+from busi_unetpp.phantom import make_phantom
+from busi_unetpp.predict import Model, load_model, predict
 
 needs_onnx = pytest.mark.skipif(not all(map(importlib.util.find_spec, ('onnx', 'onnxscript', 'onnxruntime'))), reason="onnx is missing, so ONNX files are NOT tested: pip install -e '.[export]'")
 
@@ -154,6 +156,20 @@ def test_speed_table_compares_within_a_runtime(model, tmp_path, monkeypatch):
     table = export.benchmark_speed(model, tmp_path, threads=1)
     assert torch.get_num_threads() == threads and made == ['tiny', 'smp-resnet34']
     assert table.latency_ratio.tolist() == [4, 3, 1, 1] and table.throughput_ratio.round(9).tolist() == [4, 3, 1, 1]
+
+
+def test_rival_is_trained_stored_and_read_back(tmp_path, monkeypatch):
+    pytest.importorskip('segmentation_models_pytorch')
+    monkeypatch.setattr(run, 'overfit_one_batch', lambda learn: overfit_one_batch(learn, seconds=.1))
+    out = export.train_rival(tmp_path/'smp', data=make_phantom(tmp_path/'data', n=24), size=64, epochs=1, split='grouped')
+    config = json.loads((out/'config.json').read_text())
+    assert config['recipe']['model'] == dict(smp='resnet34') and config['recipe']['pretrained'] == 'none'
+    assert config['command'] == 'python -m busi_unetpp.export --train smp --network smp'
+    found = load_model(out)
+    assert type(found.net).__module__.startswith('segmentation_models_pytorch')
+    assert predict(pictures((70, 50))[0], found).mask.shape == (70, 50)
+    with pytest.raises(BusiError, match='there is smp, ours'): export.train_rival(tmp_path/'other', 'unet')
+    assert not (tmp_path/'other').exists()
 
 
 def test_record_has_its_circumstances():
