@@ -9,10 +9,11 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/encoder.html.md"""
 # %% auto #0
 __all__ = ['TimmEncoder', 'load_pretrained', 'build_unetpp']
 
-# %% ../nbs/11_encoder.ipynb #e4fd2eb4
+# %% ../nbs/11_encoder.ipynb #005c61f8
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .dataset import BusiError
@@ -84,13 +85,18 @@ def load_pretrained(
     encoder.body.load_state_dict(body.state_dict())
     return f'{source}' if options else f"timm's hub ({name})"
 
-# %% ../nbs/11_encoder.ipynb #d6656819
+# %% ../nbs/11_encoder.ipynb #f2e3779d
 def _other_unetpp(smp, **args):
     if given := [k for k, v in args.items() if v is not None]: raise BusiError(f"smp {smp!r}: takes no {', '.join(given)}. Those are arguments of this package's network.")
     try: import segmentation_models_pytorch as theirs
     except ImportError: raise BusiError("segmentation_models_pytorch is not installed, which smp needs. Run `pip install segmentation-models-pytorch`.") from None
     if smp not in theirs.encoders.get_encoder_names(): raise BusiError(f"smp {smp!r}: not an encoder of segmentation_models_pytorch. Use one of its names, for example resnet34.")
-    return theirs.UnetPlusPlus(smp, encoder_weights=None, in_channels=1)
+    class Padded(theirs.UnetPlusPlus):
+        "Takes any size, as ours does; smp's own refuses what 32 does not divide."
+        def forward(self, x):
+            h, w = x.shape[-2:]
+            return super().forward(F.pad(x, (0, -w % 32, 0, -h % 32)))[..., :h, :w]
+    return Padded(smp, encoder_weights=None, in_channels=1)
 
 def build_unetpp(
     encoder:str=None, # timm's name of the encoder; the paper's own if None

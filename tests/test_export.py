@@ -159,14 +159,14 @@ def test_speed_table_compares_within_a_runtime(model, tmp_path, monkeypatch):
 
 
 def test_rival_is_trained_stored_and_read_back(tmp_path, monkeypatch):
-    pytest.importorskip('segmentation_models_pytorch')
+    smp = pytest.importorskip('segmentation_models_pytorch')
     monkeypatch.setattr(run, 'overfit_one_batch', lambda learn: overfit_one_batch(learn, seconds=.1))
     out = export.train_rival(tmp_path/'smp', data=make_phantom(tmp_path/'data', n=24), size=64, epochs=1, split='grouped')
     config = json.loads((out/'config.json').read_text())
     assert config['recipe']['model'] == dict(smp='resnet34') and config['recipe']['pretrained'] == 'none'
     assert config['command'] == 'python -m busi_unetpp.export --train smp --network smp'
     found = load_model(out)
-    assert type(found.net).__module__.startswith('segmentation_models_pytorch')
+    assert isinstance(found.net, smp.UnetPlusPlus)
     assert predict(pictures((70, 50))[0], found).mask.shape == (70, 50)
     with pytest.raises(BusiError, match='there is smp, ours'): export.train_rival(tmp_path/'other', 'unet')
     assert not (tmp_path/'other').exists()
