@@ -34,7 +34,7 @@ from .run import open_data, read_config
 from .stats import interval_table
 from .uncertainty import _dice, choose_flag, tta_predict, uncertainty_table
 
-# %% ../nbs/32_strong.ipynb #88e8af7b
+# %% ../nbs/32_strong.ipynb #a0df67c7
 def _flat(recipe):
     "The recipe's fields and the network's arguments in one dictionary."
     fields = {k: v for k, v in recipe.items() if k != 'model'} | recipe['model']
@@ -43,7 +43,7 @@ def _flat(recipe):
 def _changes(recipe, base):
     "What differs between two recipes, as text."
     a, b = _flat(recipe), _flat(base)
-    return ', '.join(f'{k} {a.get(k)}' for k in sorted(a) if a[k] != b.get(k)) or 'nothing'
+    return [f'{k} {a.get(k)}' for k in sorted(a) if a[k] != b.get(k)]
 
 def read_trials(
     folder, # Holds the folders of runs
@@ -59,7 +59,7 @@ def read_trials(
         m = json.loads((runs[name]/'metrics.json').read_text())
         if 'valid' not in m: raise BusiError(f"{runs[name]}: this run had no validation part, so nothing can be chosen by it.")
         v = m['valid']
-        rows.append(dict(trial=name, changed=_changes(c['recipe'], first), size=c['recipe']['size'], epochs=m['epochs'], images=m['train']['images'], dice=v['image_dice_with_tumor'], iou=v['image_iou_with_tumor'],
+        rows.append(dict(trial=name, changed=', '.join(_changes(c['recipe'], first) + ([c['patch']] if 'patch' in c else [])) or 'nothing', size=c['recipe']['size'], epochs=m['epochs'], images=m['train']['images'], dice=v['image_dice_with_tumor'], iou=v['image_iou_with_tumor'],
             normals=v['clean_normals'], best_epoch=m['best_epoch'], seconds=round(pd.read_csv(runs[name]/'history.csv').seconds.sum()), device=c['device'], started=c['started']))
     return pd.DataFrame(rows)
 
