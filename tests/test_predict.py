@@ -84,7 +84,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch, ending):
     with pytest.raises(BusiError, match='not a model'): load_model(tmp_path/f'n.{ending}')
     assert not (tmp_path/'EXPLOITED').exists()
 
-@pytest.mark.parametrize('args', [dict(filters=[10**6, 10**6], bottleneck=10**6), dict(filters=[4, 4], bottleneck=5), dict(encoder='hf-hub:a/b'), dict(encoder='local-dir:/tmp'), dict(encoder=5), dict(nonsense=1), [1], 'x', None])
+@pytest.mark.parametrize('args', [dict(filters=[10**6, 10**6], bottleneck=10**6), dict(filters=[4, 4], bottleneck=5), dict(encoder='hf-hub:a/b'), dict(encoder='local-dir:/tmp'), dict(encoder=5), dict(smp='tu-resnet18'), dict(smp=5), dict(nonsense=1), [1], 'x', None])
 def test_headers_that_lie(tmp_path, monkeypatch, tiny, args):
     import socket
     def offline(*a, **k): raise AssertionError('the network was asked')
