@@ -214,11 +214,11 @@ def benchmark_speed(
     table['latency_ratio'], table['throughput_ratio'] = theirs.latency.to_numpy()/table.latency, table.throughput/theirs.throughput.to_numpy()
     return table[['network', 'runtime', 'latency', 'throughput', 'latency_ratio', 'throughput_ratio']]
 
-# %% ../nbs/36_export.ipynb #f8137d4b
+# %% ../nbs/36_export.ipynb #30f75c83
 RIVALS = dict(smp=dict(smp='resnet34'), ours=RECIPES['strong'].model)
 
 def train_rival(
-    out, # The run's folder: new or empty; `busi-unetpp train --out OUT --resume` goes on with an unfinished one
+    out, # The run's folder: new or empty; an interrupted run goes on with the command `train` and its option --resume
     network:str='smp', # `smp` or `ours`
     data=None, # The dataset; BUSI if None
     **kwargs, # Passed to `train_run`: fold, seed, epochs, ...
