@@ -214,7 +214,7 @@ def benchmark_speed(
     table['latency_ratio'], table['throughput_ratio'] = theirs.latency.to_numpy()/table.latency, table.throughput/theirs.throughput.to_numpy()
     return table[['network', 'runtime', 'latency', 'throughput', 'latency_ratio', 'throughput_ratio']]
 
-# %% ../nbs/36_export.ipynb #30f75c83
+# %% ../nbs/36_export.ipynb #d0ef959a
 RIVALS = dict(smp=dict(smp='resnet34'), ours=RECIPES['strong'].model)
 
 def train_rival(
@@ -226,8 +226,7 @@ def train_rival(
     "Train a network from random weights by the recipe `strong`; raises `BusiError` for an unknown name or bad input."
     if network not in RIVALS: raise BusiError(f"network {network!r}: there is {', '.join(RIVALS)}.")
     if network == 'smp': _need('segmentation_models_pytorch')
-    command = shlex.join(['python', '-m', 'busi_unetpp.export', '--train', Path(out).name, '--network', network])
-    return train_run(data, out, get_recipe('strong', pretrained='none', model=RIVALS[network]), command=command, **kwargs)
+    return train_run(data, out, get_recipe('strong', pretrained='none', model=RIVALS[network]), **kwargs)
 
 # %% ../nbs/36_export.ipynb #c67df87a
 def _some_images(data, n=30):
@@ -253,7 +252,7 @@ def record_speed(
         parameters={model.name: sum(p.numel() for p in model.net.parameters())}, speed=speed.to_dict('records'),
         check=dict(images=len(check), **{k: float(check[k].max()) for k in ('runtime', 'package', 'mask')}, mask_mean=float(check['mask'].mean())), **facts)
 
-# %% ../nbs/36_export.ipynb #e3f64984
+# %% ../nbs/36_export.ipynb #3bd1b01e
 def main(
     data: Annotated[Optional[Path], typer.Argument(help='BUSI: the folder with benign/, malignant/, normal/, or its parent. Default: $BUSI_PATH.')] = None,
     model: Annotated[str, typer.Option(help='Name of a model, a weights file or a run folder.')] = 'strong',
@@ -265,7 +264,7 @@ def main(
 ):
     "Export a model to ONNX, compare the file with PyTorch on BUSI, and time it beside segmentation_models_pytorch's U-Net++."
     try:
-        if train: return print(train_rival(train, network, data))
+        if train: return print(train_rival(train, network, data, command=shlex.join(['python', '-m', 'busi_unetpp.export', '--train', train.name, '--network', network])))
         record = record_speed(load_model(model), _some_images(data), threads, repeat=repeat)
         command = ['python', '-m', 'busi_unetpp.export', '--model', model, '--threads', str(threads), '--repeat', str(repeat)]
         write_json(out, dict(command=shlex.join(command), **record))

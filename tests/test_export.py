@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -161,7 +162,9 @@ def test_speed_table_compares_within_a_runtime(model, tmp_path, monkeypatch):
 def test_rival_is_trained_stored_and_read_back(tmp_path, monkeypatch):
     smp = pytest.importorskip('segmentation_models_pytorch')
     monkeypatch.setattr(run, 'overfit_one_batch', lambda learn: overfit_one_batch(learn, seconds=.1))
-    out = export.train_rival(tmp_path/'smp', data=make_phantom(tmp_path/'data', n=24), size=64, epochs=1, split='grouped')
+    monkeypatch.setattr(export, 'train_run', partial(run.train_run, size=64, epochs=1, split='grouped'))
+    out = tmp_path/'smp'
+    export.main(make_phantom(tmp_path/'data', n=24), train=out, network='smp')
     config = json.loads((out/'config.json').read_text())
     assert config['recipe']['model'] == dict(smp='resnet34') and config['recipe']['pretrained'] == 'none'
     assert config['command'] == 'python -m busi_unetpp.export --train smp --network smp'
