@@ -88,14 +88,14 @@ def probs_by_pillow(
     probs = (model.net.eval()(x[None, None])/model.temperature).sigmoid()
     return to_original(probs[0, 0].float().cpu().numpy(), *image.shape)
 
-# %% ../nbs/36_export.ipynb #081d0b7e
+# %% ../nbs/36_export.ipynb #ad18e56b
 OPSET = 18
 AXES = ('images', 'height', 'width')
 
-def _need(*modules):
+def _need(*modules, get="'busi-unetpp[export]'"):
     "Raises `BusiError` for a module that is not installed."
     for m in modules:
-        if find_spec(m) is None: raise BusiError(f"{m} is not installed, which this needs. Run `pip install 'busi-unetpp[export]'`.")
+        if find_spec(m) is None: raise BusiError(f"{m} is not installed, which this needs. Run `pip install {get}`.")
 
 def trace(
     model:Model, # From `load_model`; stays as it is
@@ -192,7 +192,7 @@ def time_runners(
     median = {k: float(np.median(v[1:])) for k, v in seconds.items()}      # without the first round
     return pd.DataFrame([dict(name=name, latency=1e3*median[name, 1], throughput=batch/median[name, batch]) for name in runners])
 
-# %% ../nbs/36_export.ipynb #0c3775d5
+# %% ../nbs/36_export.ipynb #42bc952c
 def benchmark_speed(
     model:Model, # From `load_model`
     folder, # For the ONNX files
@@ -200,7 +200,7 @@ def benchmark_speed(
     **kwargs, # Passed to `time_runners`
 )->pd.DataFrame: # Columns network, runtime, latency (ms), throughput (images/s), latency_ratio and throughput_ratio (how many times as fast as smp in the same runtime)
     "Time the model beside segmentation_models_pytorch's U-Net++ with a ResNet-34, each in PyTorch and onnxruntime; raises `BusiError` if a package is missing."
-    _need('segmentation_models_pytorch')
+    _need('segmentation_models_pytorch', get='segmentation-models-pytorch')
     import segmentation_models_pytorch as smp
     other = Model(smp.UnetPlusPlus('resnet34', encoder_weights=None, in_channels=1), model.size, name='smp-resnet34')
     before = torch.get_num_threads()
@@ -214,7 +214,7 @@ def benchmark_speed(
     table['latency_ratio'], table['throughput_ratio'] = theirs.latency.to_numpy()/table.latency, table.throughput/theirs.throughput.to_numpy()
     return table[['network', 'runtime', 'latency', 'throughput', 'latency_ratio', 'throughput_ratio']]
 
-# %% ../nbs/36_export.ipynb #d0ef959a
+# %% ../nbs/36_export.ipynb #31e9e119
 RIVALS = dict(smp=dict(smp='resnet34'), ours=RECIPES['strong'].model)
 
 def train_rival(
@@ -225,7 +225,7 @@ def train_rival(
 )->Path: # The folder, for `judge`
     "Train a network from random weights by the recipe `strong`; raises `BusiError` for an unknown name or bad input."
     if network not in RIVALS: raise BusiError(f"network {network!r}: there is {', '.join(RIVALS)}.")
-    if network == 'smp': _need('segmentation_models_pytorch')
+    if network == 'smp': _need('segmentation_models_pytorch', get='segmentation-models-pytorch')
     return train_run(data, out, get_recipe('strong', pretrained='none', model=RIVALS[network]), **kwargs)
 
 # %% ../nbs/36_export.ipynb #c67df87a

@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/hub.html.md"""
 # %% auto #0
 __all__ = ['CARD', 'BUSI_DATA', 'card_rows', 'HubModel', 'to_hub_model']
 
-# %% ../nbs/37_hub.ipynb #d3431dd5
+# %% ../nbs/37_hub.ipynb #9619e05c
 import json
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import nn
 from .dataset import BusiError
 from .encoder import build_unetpp
 from .export import Deployed
-from .predict import NOTICE, _find_model, load_model, save_model
+from .predict import NOTICE, _LIMITS, _find_model, _number, load_model, save_model
 from .preprocess import check_size
 
 # %% ../nbs/37_hub.ipynb #f553978b
@@ -82,17 +82,18 @@ Code and weights: Apache 2.0.{% if busi %} The weights were made from BUSI, whos
 BUSI_DATA = """[BUSI](https://doi.org/10.1016/j.dib.2019.104863), 780 images with masks (437 benign, 210 malignant, 133 normal): W. Al-Dhabyani, M. Gomaa, H. Khaled, A. Fahmy,
 *Dataset of breast ultrasound images*, Data in Brief 28 (2020) 104863. Please cite it."""
 
-# %% ../nbs/37_hub.ipynb #ca306675
-def _check_config(network, size, threshold, temperature, smallest):
+# %% ../nbs/37_hub.ipynb #3c6b5896
+def _check_config(network, size, **choices):
     "Raises `BusiError` for a configuration that cannot be right."
     check_size(size)
-    for k, v, low, high in (('threshold', threshold, 0, 1), ('temperature', temperature, .01, 100), ('smallest', smallest, 0, .999)):
-        if isinstance(v, bool) or not isinstance(v, (int, float)) or not low <= v <= high: raise BusiError(f"{k} {v!r}: expected a number from {low} to {high}.")
+    for k, v in choices.items():
+        low, high = _LIMITS[k]
+        if not (_number(v, low, high) or k == 'flag' and v is None): raise BusiError(f"{k} {v!r}: expected a number from {low} to {high}.")
     if not isinstance(network, dict): raise BusiError(f"network {network!r}: expected the arguments of `build_unetpp` by name.")
     encoder = network.get('encoder') or ''
     if not re.fullmatch(r'[a-z0-9_.]*', str(encoder)): raise BusiError(f"encoder {encoder!r}: expected a plain name of timm's. Other sources are not read.")
 
-# %% ../nbs/37_hub.ipynb #9cb06f7a
+# %% ../nbs/37_hub.ipynb #00e6f010
 class HubModel(nn.Module, PyTorchModelHubMixin, library_name='busi-unetpp', license='apache-2.0', pipeline_tag='image-segmentation', tags=['medical', 'ultrasound', 'breast', 'unetpp'],
                repo_url='https://github.com/busi-unetpp/busi-unetpp', docs_url='https://busi-unetpp.github.io/busi-unetpp/', model_card_template=CARD):
     "A model with the methods `save_pretrained(folder)`, `push_to_hub(repository)` and `from_pretrained(folder or repository)`; raises `BusiError` for a configuration that cannot be right."
@@ -108,7 +109,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name='busi-unetpp', lice
         smallest:float=0., # Findings smaller than this share of the image are left out
     ):
         super().__init__()
-        _check_config(network, size, threshold, temperature, smallest)
+        _check_config(network, size, threshold=threshold, temperature=temperature, smallest=smallest, flag=flag)
         self.network, self.size, self.threshold, self.smallest, self.temperature, self.flag = network, size, threshold, smallest, temperature, flag
         self.name, self.card, self.data = name, card or {}, data or BUSI_DATA
         try: self.net = build_unetpp(**network).eval()

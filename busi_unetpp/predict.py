@@ -83,20 +83,21 @@ def save_model(
     tensors = {k: stored(v) for k, v in model.net.state_dict().items()}
     return write_file(path, safetensors.torch.save(tensors, metadata=dict(unetpp=json.dumps(args), busi_unetpp=json.dumps(extra))))
 
-# %% ../nbs/35_predict.ipynb #25027afa
+# %% ../nbs/35_predict.ipynb #f557ca54
 def _strange(path, why): return BusiError(f"{path}: not a model that can be used: {why}. Use 'strong', a file written by `save_model`, or the folder of a run.")
+
+_LIMITS = dict(threshold=(0, 1), smallest=(0, .999), temperature=(.01, 100), flag=(-1, 1))      # of what is stored beside the weights
 
 def _number(value, low, high): return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 def _check_choices(path, c):
     "The choices in a header as arguments of `Model`."
     if not isinstance(c, dict): raise _strange(path, 'its header does not hold choices')
-    wanted = dict(threshold=(0, 1), smallest=(0, .999), temperature=(.01, 100), flag=(-1, 1))
-    bad = [k for k, limits in wanted.items() if c.get(k) is not None and not _number(c[k], *limits)]
+    bad = [k for k, limits in _LIMITS.items() if c.get(k) is not None and not _number(c[k], *limits)]
     if bad: raise _strange(path, f'its {bad[0]} is {c[bad[0]]!r}')
     try: size = check_size(c.get('size'))
     except BusiError as e: raise _strange(path, str(e)) from None
-    return dict(size=size, card=c.get('card') or {}, **{k: c[k] for k in wanted if c.get(k) is not None})
+    return dict(size=size, card=c.get('card') or {}, **{k: c[k] for k in _LIMITS if c.get(k) is not None})
 
 def _check_network(path, f, args):
     "Nothing if the tensors in the opened file are those of a network with these arguments."

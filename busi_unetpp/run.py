@@ -64,7 +64,7 @@ def open_run(
     elif out.is_dir() and any(out.iterdir()): raise BusiError(f"{out}: is not empty and holds no run. Choose a new folder with --out.")
     return check_writable(out)
 
-# %% ../nbs/29_run.ipynb #aec1fdd8
+# %% ../nbs/29_run.ipynb #c6926d06
 def _device_name(device):
     if device.type == 'cuda': return f'{device} ({torch.cuda.get_device_name(device)})'
     return f'{device} ({platform.machine()}, {torch.get_num_threads()} threads)'
@@ -73,7 +73,7 @@ def provenance(
     device:torch.device, # Where it was computed
 )->dict: # `device`, `versions`, `commit`
     "What besides the recipe and the data a number may depend on."
-    libs = ('torch', 'fastai', 'numpy', 'pandas', 'pillow', 'scikit-learn')
+    libs = ('torch', 'fastai', 'timm', 'numpy', 'pandas', 'pillow', 'scikit-learn')
     about = made_with(*libs)
     return dict(device=_device_name(device), versions=about['versions'], commit=about['commit'])   # the time of a run is in its configuration
 

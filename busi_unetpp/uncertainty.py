@@ -98,7 +98,7 @@ def image_uncertainty(
     if measure not in MEASURES: raise BusiError(f"{measure!r}: no such measure. Choose one of {', '.join(MEASURES)}.")
     return MEASURES[measure](torch.as_tensor(views).float().cpu(), threshold).double().clamp(0, 1).numpy()
 
-# %% ../nbs/31_uncertainty.ipynb #1f0cf28c
+# %% ../nbs/31_uncertainty.ipynb #8618b723
 def _dice(pred, true):
     "Dice of each image; 1 where both masks are empty."
     both, sizes = (pred & true).sum((1, 2)), pred.sum((1, 2)) + true.sum((1, 2))
@@ -114,13 +114,14 @@ def uncertainty_table(
     temperature:float=1., # Divides the logits
     passes:int=8, # Of MC dropout
     seed:int=0, # Of MC dropout
+    views=None, # `(views, N, size, size)`, 0-1: what `tta_predict` gave for these images, if they were asked before
 )->pd.DataFrame: # Columns `image`, `label`; `dice_plain`, `dice_tta`, `dice_mc`; and a column for each of `plain_`, `tta_`, `mc_` with each measure
     "What the network scores on each image, and how sure it was by each way of asking and each measure."
     device, rows = next(net.parameters()).device, []
     for i in range(0, len(images), batch_size):
         x = torch.from_numpy(np.ascontiguousarray(images[i:i + batch_size])).to(device)[:, None].float()/255
         true = np.asarray(masks[i:i + batch_size]) > 0
-        tta = tta_predict(net, x, temperature=temperature)
+        tta = tta_predict(net, x, temperature=temperature) if views is None else torch.as_tensor(views[:, i:i + batch_size])
         asked = dict(plain=tta[:1], tta=tta, mc=mc_dropout(net, x, passes, seed, temperature))
         scores = {f'dice_{k}': _dice(v.mean(0).cpu().numpy() > threshold, true) for k, v in asked.items()}
         rows.append(pd.DataFrame(scores | {f'{k}_{m}': image_uncertainty(v, threshold, m) for k, v in asked.items() for m in MEASURES}))

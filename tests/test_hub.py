@@ -108,7 +108,7 @@ def change(folder, **values): (folder/'config.json').write_text(json.dumps({**js
 
 
 @pytest.mark.parametrize('values,message', [
-    (dict(size='large'), 'size'), (dict(size=20), 'size 20'), (dict(threshold=-1), 'threshold -1'), (dict(temperature=0), 'temperature 0'), (dict(threshold='x'), 'threshold'),
+    (dict(size='large'), 'size'), (dict(size=20), 'size 20'), (dict(threshold=-1), 'threshold -1'), (dict(temperature=0), 'temperature 0'), (dict(threshold='x'), 'threshold'), (dict(flag=7), 'flag 7'), (dict(flag=True), 'flag True'),
     (dict(network=[1]), 'network'), (dict(network=dict(layers=2)), 'no U-Net'), (dict(network=dict(filters=[10**7]*3)), 'network'),
     (dict(network=dict(encoder='hf-hub:a/b')), 'plain name'), (dict(network=dict(encoder='local-dir:/etc')), 'plain name'),
     (dict(network=dict(NETWORK, bottleneck=16)), 'copy')], ids=str)
