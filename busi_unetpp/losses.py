@@ -50,7 +50,7 @@ class DiceBCELoss(DiceLoss):
         smooth:float=1e-6, # As for `DiceLoss`, pixels
         per_image:bool=False, # As for `DiceLoss`
         bce:float=1., # Weight of the pixels' cross-entropy
-        presence:float=.1, # Weight of the cross-entropy of 'there is a tumor'
+        presence:float=.5, # Weight of the cross-entropy of 'there is a tumor'
     ):
         super().__init__(smooth, per_image)
         self.bce, self.presence = bce, presence
