@@ -152,18 +152,18 @@ def load_model(
 
 # %% ../nbs/35_predict.ipynb #79717421
 def _judgement(run, judged):
-    "What was chosen and scored of a run: with the choices of its validation part if it was judged, else as it was trained."
-    path, help = (Path(judged)/'choices.json', f'python -m busi_unetpp.strong {run} {judged}') if judged else (run/'evaluation.json', f'busi-unetpp evaluate {run}')
+    "What was scored of a run: as it is used and with its flag if it was judged, else as it was trained."
+    path, help = (Path(judged)/'judgement.json', f'python -m busi_unetpp.strong {run} {judged}') if judged else (run/'evaluation.json', f'busi-unetpp evaluate {run}')
     try: found = json.loads(path.read_text())
     except (OSError, ValueError): raise BusiError(f"{path}: cannot be read, so there is no score to ship. Run `{help}`.") from None
     if not judged: return found, dict(temperature=found['calibration']['temperature'])
     if found['runs'] != [run.name]: raise BusiError(f"{judged}: judges {', '.join(found['runs'])}, not {run.name}. Judge the run that is to be shipped.")
-    return found, dict(threshold=found['choice']['threshold'], smallest=found['choice']['smallest'], flag=found['flag']['threshold'])
+    return found, dict(flag=found['flag']['threshold'])
 
 def ship_run(
     run, # The folder of a finished, evaluated run
     path, # Where to write, `.safetensors`
-    judged=None, # The folder that `strong.judge` wrote about this run: its threshold, smallest finding and flag go along
+    judged=None, # The folder that `strong.judge` wrote about this run: its scores and flag go along
 )->Path: # The path
     "Write a run's network into one file that predicts; raises `BusiError` if the run is not finished or was not evaluated."
     from busi_unetpp.run import read_config

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from busi_unetpp.checkpoint import load_weights, save_weights
 from busi_unetpp.dataset import BusiError
-from busi_unetpp.unetpp import EncoderBlock, NestedNode, SameConv2d, UNetPlusPlus, batch_norm, node_shapes
+from busi_unetpp.unetpp import GATE, EncoderBlock, NestedNode, SameConv2d, UNetPlusPlus, batch_norm, node_shapes
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -221,3 +221,31 @@ def test_exported_network_gives_the_same():
     m, x = net(), rand(1, 1, 50, 48)
     exported = torch.export.export(m, (x,)).module()
     with torch.no_grad(): torch.testing.assert_close(exported(x*.5), m(x*.5), rtol=1e-4, atol=1e-4)
+
+
+# the presence output
+
+def as_in_training(m):
+    "In training mode, with nothing that is random or that moves."
+    m.train()
+    for o in m.modules():
+        if isinstance(o, (torch.nn.Dropout2d, torch.nn.BatchNorm2d)): o.eval()
+    return m
+
+@pytest.mark.parametrize('supervised', [False, True])
+def test_presence_multiplies_in_training_and_decides_in_evaluation(supervised):
+    m, x = net(seed=3, presence=True, deep_supervision=supervised), rand(4, 1, 24, 32)
+    with torch.no_grad():
+        m.presence.weight.mul_(3)
+        deepest = m.encoder(x, m.level + 1)[-1]
+        there = torch.stack([torch.cat([o.flatten(1).mean(1), o.flatten(1).max(1).values]) @ m.presence.weight[0] + m.presence.bias[0] for o in deepest])
+        silent, m.presence = m.presence, None
+        pixels = as_in_training(m)(x) if supervised else [m(x)]
+        m.presence = silent
+        *logits, exists = as_in_training(m)(x)
+        torch.testing.assert_close(exists[:, 0], there)
+        for o, p in zip(logits, pixels, strict=True): torch.testing.assert_close(o.sigmoid(), p.sigmoid()*there.sigmoid()[:, None, None, None])
+        whole = m.eval()(x).sigmoid()
+        gated = torch.stack([torch.log(q/(1 - q)) for q in (p.double().sigmoid()*(GATE*there.double()).sigmoid()[:, None, None, None] for p in pixels)]).mean(0).sigmoid()
+        torch.testing.assert_close(whole.double(), gated, atol=1e-5, rtol=1e-4)
+        assert whole.shape == x.shape and there.std() > .01
