@@ -158,12 +158,12 @@ def _judgement(run, judged):
     except (OSError, ValueError): raise BusiError(f"{path}: cannot be read, so there is no score to ship. Run `{help}`.") from None
     if not judged: return found, dict(temperature=found['calibration']['temperature'])
     if found['runs'] != [run.name]: raise BusiError(f"{judged}: judges {', '.join(found['runs'])}, not {run.name}. Judge the run that is to be shipped.")
-    return found, dict(flag=found['flag']['threshold'])
+    return found, dict(smallest=found['smallest'], flag=found['flag']['threshold'])
 
 def ship_run(
     run, # The folder of a finished, evaluated run
     path, # Where to write, `.safetensors`
-    judged=None, # The folder that `strong.judge` wrote about this run: its scores and flag go along
+    judged=None, # The folder that `strong.judge` wrote about this run: its scores, smallest finding and flag go along
 )->Path: # The path
     "Write a run's network into one file that predicts; raises `BusiError` if the run is not finished or was not evaluated."
     from busi_unetpp.run import read_config
@@ -294,7 +294,7 @@ def predict_frames(
     views = tta_predict(model.net, x, temperature=model.temperature, **({} if tta else dict(scales=(1.,), flip=False)))
     asked = mc_dropout(model.net, x, dropout, temperature=model.temperature) if dropout else views
     probs, doubt = views.mean(0).clamp(0, 1).cpu().numpy(), uncertainty_map(asked).clamp(0, 1).cpu().numpy()
-    for f, p, u, score in zip(frames, probs, doubt, image_uncertainty(asked, model.threshold).tolist()):
+    for f, p, u, score in zip(frames, probs, doubt, image_uncertainty(asked, model.threshold, gate=getattr(model.net, 'gate', 1)).tolist()):
         p, u = to_original(p, *f.pixels.shape), to_original(u, *f.pixels.shape)
         mask = drop_small(p > model.threshold, model.smallest)
         yield Prediction(f, mask, p, u, score, None if model.flag is None else score > model.flag, measure_lesions(mask, p, f.spacing_mm), model.name)

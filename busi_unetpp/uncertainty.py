@@ -71,21 +71,23 @@ def uncertainty_map(
     return torch.special.entr(torch.stack([p, 1 - p])).sum(0).clamp(min=0)/np.log(2)
 
 # %% ../nbs/31_uncertainty.ipynb #6301d79b
-def _expected(views, threshold):
+def _missed(p, gate): return (p.amax(1).logit(eps=1e-12)/gate).sigmoid() if gate != 1 else p.amax(1)
+
+def _expected(views, threshold, gate):
     p = views.mean(0).flatten(1)
     m = p > threshold
-    return torch.where(m.any(1), 1 - 2*(p*m).sum(1)/(m.sum(1) + p.sum(1)).clamp(min=1e-9), p.amax(1))
+    return torch.where(m.any(1), 1 - 2*(p*m).sum(1)/(m.sum(1) + p.sum(1)).clamp(min=1e-9), _missed(p, gate))
 
-def _disagreement(views, threshold):
+def _disagreement(views, threshold, gate):
     m = (views > threshold).flatten(2).float()
     sizes = m.sum(2)
     pairs = [torch.where(sizes[i] + sizes[j] > 0, 1 - 2*(m[i]*m[j]).sum(1)/(sizes[i] + sizes[j]).clamp(min=1), 0) for i, j in combinations(range(len(m)), 2)]
     return torch.stack(pairs).mean(0) if pairs else torch.zeros(views.shape[1])
 
-def _entropy(views, threshold):
+def _entropy(views, threshold, gate):
     p, h = views.mean(0).flatten(1), uncertainty_map(views).flatten(1).sum(1)
     m = (p > threshold).sum(1)
-    return torch.where(m > 0, h/(h + m).clamp(min=1e-9), p.amax(1))
+    return torch.where(m > 0, h/(h + m).clamp(min=1e-9), _missed(p, gate))
 
 MEASURES = dict(expected=_expected, disagreement=_disagreement, entropy=_entropy)
 
@@ -93,10 +95,11 @@ def image_uncertainty(
     views, # `(views, N, H, W)`, 0-1
     threshold:float=.5, # A pixel is tumor where its probability is above
     measure:str='expected', # One of `MEASURES`
+    gate:float=1., # The network's `gate`; 1 for one without a presence output
 )->np.ndarray: # float `(N,)`, 0 (certain) to 1
     "One number an image: how far its prediction should be doubted; raises `BusiError` for an unknown measure."
     if measure not in MEASURES: raise BusiError(f"{measure!r}: no such measure. Choose one of {', '.join(MEASURES)}.")
-    return MEASURES[measure](torch.as_tensor(views).float().cpu(), threshold).double().clamp(0, 1).numpy()
+    return MEASURES[measure](torch.as_tensor(views).float().cpu(), threshold, gate).double().clamp(0, 1).numpy()
 
 # %% ../nbs/31_uncertainty.ipynb #8618b723
 def _dice(pred, true):
@@ -112,19 +115,19 @@ def uncertainty_table(
     batch_size:int=16, # Images in a batch
     threshold:float=.5, # A pixel is tumor where its probability is above
     temperature:float=1., # Divides the logits
-    passes:int=8, # Of MC dropout
+    passes:int=8, # Of MC dropout; 0 leaves its columns out
     seed:int=0, # Of MC dropout
     views=None, # `(views, N, size, size)`, 0-1: what `tta_predict` gave for these images, if they were asked before
 )->pd.DataFrame: # Columns `image`, `label`; `dice_plain`, `dice_tta`, `dice_mc`; and a column for each of `plain_`, `tta_`, `mc_` with each measure
     "What the network scores on each image, and how sure it was by each way of asking and each measure."
-    device, rows = next(net.parameters()).device, []
+    device, gate, rows = next(net.parameters()).device, getattr(net, 'gate', 1), []
     for i in range(0, len(images), batch_size):
         x = torch.from_numpy(np.ascontiguousarray(images[i:i + batch_size])).to(device)[:, None].float()/255
         true = np.asarray(masks[i:i + batch_size]) > 0
         tta = tta_predict(net, x, temperature=temperature) if views is None else torch.as_tensor(views[:, i:i + batch_size])
-        asked = dict(plain=tta[:1], tta=tta, mc=mc_dropout(net, x, passes, seed, temperature))
+        asked = dict(plain=tta[:1], tta=tta) | (dict(mc=mc_dropout(net, x, passes, seed, temperature)) if passes else {})
         scores = {f'dice_{k}': _dice(v.mean(0).cpu().numpy() > threshold, true) for k, v in asked.items()}
-        rows.append(pd.DataFrame(scores | {f'{k}_{m}': image_uncertainty(v, threshold, m) for k, v in asked.items() for m in MEASURES}))
+        rows.append(pd.DataFrame(scores | {f'{k}_{m}': image_uncertainty(v, threshold, m, gate) for k, v in asked.items() for m in MEASURES}))
     table = pd.concat(rows, ignore_index=True).drop(columns='plain_disagreement')   # one view agrees with itself
     return pd.concat([pd.DataFrame(dict(image=list(names), label=[n.split('/')[0] for n in names])), table], axis=1)
 

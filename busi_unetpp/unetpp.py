@@ -129,7 +129,7 @@ def both(
     a, b = torch.broadcast_tensors(a.float(), b.float())
     return -torch.logsumexp(torch.stack([-a, -b, -a - b]), dim=0)
 
-GATE = 4        # times the logit of 'there is a tumor' in evaluation
+GATE = 4     # times the logit of 'there is a tumor' in evaluation
 
 # %% ../nbs/10_unetpp.ipynb #c929e47e
 class UNetPlusPlus(nn.Module):
@@ -161,6 +161,9 @@ class UNetPlusPlus(nn.Module):
         for part in ((self.nodes, self.heads) if encoder else (self.encoder, self.nodes, self.heads)): part.apply(glorot)
         self.presence = nn.Linear(2*maps[self.level], 1) if presence else None
 
+    @property
+    def gate(self)->float: return GATE if self.presence else 1
+
     def columns(self, maps):
         "The nodes of level 0 in the columns 0 to `level`, from the encoder's maps."
         rows = [[m] for m in maps]
@@ -175,7 +178,7 @@ class UNetPlusPlus(nn.Module):
         logits = [head(columns[int(j)]) for j, head in used.items()]
         if logits[0].shape[-2:] != x.shape[-2:]: logits = [F.interpolate(o, x.shape[-2:], mode='bilinear') for o in logits]
         exists = self.presence(torch.cat([maps[-1].mean((2, 3)), maps[-1].amax((2, 3))], 1)) if self.presence else None
-        if exists is not None: logits = [both(o, exists[..., None, None]*(1 if self.training else GATE)) for o in logits]
+        if exists is not None: logits = [both(o, exists[..., None, None]*(1 if self.training else self.gate)) for o in logits]
         if self.training and (self.deep_supervision or exists is not None): return logits + ([exists] if exists is not None else [])
         return torch.stack(logits).mean(0) if len(logits) > 1 else logits[0]
 
