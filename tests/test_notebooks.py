@@ -135,7 +135,8 @@ def test_records_are_what_the_book_prints():
     line = next(l for l in readme.splitlines() if l.startswith('| **recipe strong**'))
     assert f"| {scores[scores.area > 0].dice.mean():.3f} (" in line and f'{len(scores)} images' in line
     together = pd.concat([read_scores(p) for p in (ROOT/'nbs'/'records'/'judged').glob('ensemble-*')])
-    assert f"reach a Dice of {together[together.area > 0].dice.mean():.3f} (" in readme and sorted(together.image) == sorted(scores.image)
+    assert f"reach a Dice of {together[together.area > 0].dice.mean():.3f} (" in readme and together.image.is_unique
+    for p in (ROOT/'nbs'/'records'/'judged').glob('ensemble-*'): assert sorted(read_scores(p).image) == sorted(read_scores(p.with_name(p.name.replace('ensemble', 'fold'))).image)
     from busi_unetpp.benchmark import as_line
     record = json.loads((ROOT/'nbs'/'records'/'benchmark.json').read_text())
     shown = '\n'.join(text for _, text in text_outputs(ROOT/'nbs'/'42_benchmark.ipynb'))
