@@ -65,15 +65,23 @@ def read_trials(
 # %% ../nbs/32_strong.ipynb #de8d7a34
 @styled
 def plot_trials(
-    trials:pd.DataFrame, # From `read_trials`
+    trials:pd.DataFrame, # From `read_trials`; a column `search` tells trials on different validation images apart
 )->Figure:
     "Each trial by the Dice of its tumors and its share of quiet normals, both on validation images."
     fig = Figure(figsize=(WIDTH, 3.6))
     ax = fig.subplots()
-    ax.scatter(100*trials.normals, trials.dice, color=COLORS['blue'], zorder=3)
-    for t in trials.itertuples():
+    search = trials.search if 'search' in trials else pd.Series(1, trials.index)
+    for k, color in zip(sorted(search.unique()), (COLORS['blue'], COLORS['vermilion'])):
+        of = trials[search == k]
+        ax.scatter(100*of.normals, of.dice, color=color, zorder=3, label=f'search {k}')
+    if search.nunique() > 1: ax.legend(fontsize=8, loc='lower left')
+    placed, gap = [], .05*max(np.ptp(trials.dice), .01)
+    for t in trials.sort_values('dice', ascending=False).itertuples():
         left = t.normals > .9                    # on the right there would be no room
-        ax.annotate(t.trial, (100*t.normals, t.dice), xytext=(-7 if left else 7, 0), textcoords='offset points', va='center', ha='right' if left else 'left', fontsize=8)
+        x, y = 100*t.normals, t.dice
+        while any(abs(x - a) < 15 and abs(y - b) < gap for a, b in placed): y -= gap/4     # names below each other, not upon each other
+        placed.append((x, y))
+        ax.annotate(t.trial, (x, y), xytext=(-7 if left else 7, 0), textcoords='offset points', va='center', ha='right' if left else 'left', fontsize=8)
     ax.set(xlabel='normal images without a mark, %', ylabel='mean Dice of images with a tumor')
     ax.set_xlim(0, 108)
     ax.margins(y=.12)
