@@ -75,13 +75,10 @@ def plot_trials(
         of = trials[search == k]
         ax.scatter(100*of.normals, of.dice, color=color, zorder=3, label=f'search {k}')
     if search.nunique() > 1: ax.legend(fontsize=8, loc='lower left')
-    placed, gap = [], .05*max(np.ptp(trials.dice), .01)
-    for t in trials.sort_values('dice', ascending=False).itertuples():
-        left = t.normals > .9                    # on the right there would be no room
-        x, y = 100*t.normals, t.dice
-        while any(abs(x - a) < 15 and abs(y - b) < gap for a, b in placed): y -= gap/4     # names below each other, not upon each other
-        placed.append((x, y))
-        ax.annotate(t.trial, (x, y), xytext=(-7 if left else 7, 0), textcoords='offset points', va='center', ha='right' if left else 'left', fontsize=8)
+    named = trials.assign(x=(100*trials.normals).round(), y=(250*trials.dice).round()).groupby(['x', 'y'], as_index=False).agg(dict(trial=', '.join, normals='first', dice='mean'))
+    for t in named.itertuples():
+        left = t.normals > .9 or ((named.x - t.x).between(1, 9) & ((named.dice - t.dice).abs() < .003)).any()    # on the right there would be no room
+        ax.annotate(t.trial, (100*t.normals, t.dice), xytext=(-7 if left else 7, 0), textcoords='offset points', va='center', ha='right' if left else 'left', fontsize=8)
     ax.set(xlabel='normal images without a mark, %', ylabel='mean Dice of images with a tumor')
     ax.set_xlim(0, 108)
     ax.margins(y=.12)
