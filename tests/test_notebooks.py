@@ -139,7 +139,7 @@ def test_records_are_what_the_book_prints():
     for p in (ROOT/'nbs'/'records'/'judged').glob('ensemble-*'): assert sorted(read_scores(p).image) == sorted(read_scores(p.with_name(p.name.replace('ensemble', 'fold'))).image)
     from busi_unetpp.benchmark import as_line
     record = json.loads((ROOT/'nbs'/'records'/'benchmark.json').read_text())
-    shown = '\n'.join(text for _, text in text_outputs(ROOT/'nbs'/'42_benchmark.ipynb'))
+    shown = '\n'.join(text for _, text in text_outputs(ROOT/'nbs'/'45_benchmark.ipynb'))
     for row in record['rows']: assert as_line(row) in shown, row
 
 
