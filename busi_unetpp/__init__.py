@@ -29,9 +29,11 @@ Modules:
 - `busi_unetpp.manifest`: Tell whether a copy of BUSI is the published one, file by file.
 - `busi_unetpp.meanings`: Score the same predictions in every way met in the literature, so that any paper's figure can be placed, and read Table 1 with it.
 - `busi_unetpp.metrics`: What a score counts, what it says of an empty mask, and what changes when it is pooled.
+- `busi_unetpp.operating`: How much should a network silence? The whole curve, and one point on it that is chosen on validation images.
 - `busi_unetpp.phantom`: Simulate breast ultrasound from its physics, so that everything in this book runs without a download.
 - `busi_unetpp.predict`: A mask for any image, from Python or for a whole folder: with areas in square millimeters where the file allows it, a picture to check it by, and a flag on the ones a human should see.
 - `busi_unetpp.preprocess`: What the network gets to see of an image, and what it can no longer see.
+- `busi_unetpp.presence`: Whether the image shows a lesion at all is one question, where it lies is another: two outputs, and no formula that mixes them.
 - `busi_unetpp.report`: The paper's table and figure, the curves and the cases, on one page that can be sent around.
 - `busi_unetpp.run`: Data in, folder out: everything that a training leaves behind, and how to continue or repeat it.
 - `busi_unetpp.site`: Build these pages, and check them, with or without Quarto.

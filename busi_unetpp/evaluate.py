@@ -18,6 +18,7 @@ from .dataset import BusiError, predict_nothing
 from .loaders import ArrayLoader
 from .losses import DiceLoss
 from .metrics import confusion, per_image_scores, set_scores
+from .presence import as_output
 
 # %% ../nbs/24_evaluate.ipynb #708ad475
 @torch.no_grad()
@@ -31,10 +32,10 @@ def predict_loader(
     model.eval()
     probs, counts, losses = [], [], []
     for x, y in dl:
-        logits = model(x)
-        probs.append(logits.sigmoid()[:, 0].float().cpu())
-        counts.append(confusion(logits, y))
-        losses.append(loss_func(logits, y)*len(x))
+        out = as_output(model(x))
+        probs.append(out.logits.sigmoid()[:, 0].float().cpu())
+        counts.append(confusion(out.logits, y))
+        losses.append(loss_func(out, y)*len(x))
     loss = (torch.stack(losses).sum()/dl.n).item()
     if not np.isfinite(loss): raise BusiError("The network returns numbers that are not finite, and cannot be scored. Train it again; a lower learning rate or float32 may help.")
     return torch.cat(probs).numpy(), torch.cat(counts).cpu().numpy(), loss

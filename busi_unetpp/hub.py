@@ -22,7 +22,7 @@ from torch import nn
 from .dataset import BusiError
 from .encoder import build_unetpp
 from .export import Deployed
-from .predict import NOTICE, _LIMITS, _find_model, _number, load_model, save_model
+from .predict import NOTICE, _LIMITS, _check_points, _find_model, _number, load_model, save_model
 from .preprocess import check_size
 
 # %% ../nbs/41_hub.ipynb #f553978b
@@ -106,10 +106,15 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name='busi-unetpp', lice
         name:str='busi-unetpp', # What the model is called
         card:dict=None, # What was recorded about it
         data:str=None, # What it was trained on, for the model card; BUSI if None
-        smallest:float=0., # Findings smaller than this share of the image are left out
+        smallest:float=0., # Regions smaller than this share of the image are left out
+        presence_threshold:float=0., # An image whose probability of a lesion is below gets an empty mask
+        tta:bool=False, # Four views of each image instead of a single one?
+        points:list=None, # Operating points on validation images
     ):
         super().__init__()
-        _check_config(network, size, threshold=threshold, temperature=temperature, smallest=smallest, flag=flag)
+        _check_config(network, size, threshold=threshold, temperature=temperature, smallest=smallest, flag=flag, presence_threshold=presence_threshold)
+        _check_points('points', points or [])
+        self.presence_threshold, self.tta, self.points = presence_threshold, bool(tta), points or []
         self.network, self.size, self.threshold, self.smallest, self.temperature, self.flag = network, size, threshold, smallest, temperature, flag
         self.name, self.card, self.data = name, card or {}, data or BUSI_DATA
         try: self.net = build_unetpp(**network).eval()
@@ -135,7 +140,7 @@ def to_hub_model(
     "A model of the package ready to save, push and describe; raises `BusiError` if there is none of that name."
     model, path = load_model(name_or_path, 'cpu'), _find_model(name_or_path)
     with safetensors.safe_open(path, 'pt') as f: network = json.loads(f.metadata()['unetpp'])
-    hub = HubModel(network, model.size, model.threshold, model.temperature, model.flag, model.name, model.card, data, model.smallest)
+    hub = HubModel(network, model.size, name=model.name, card=model.card, data=data, **model.choices)
     hub.net.load_state_dict(model.net.state_dict())
     return hub
 

@@ -31,7 +31,7 @@ from fastai.optimizer import OptimWrapper
 from matplotlib.figure import Figure
 from torch import nn
 
-from .augment import Augment
+from .augment import KINDS_OF_CHANGE, Augment
 from .checkpoint import Checkpoint, Ema, History, ResumableLearner, StopOnNaN
 from .dataset import BusiError
 from .encoder import build_unetpp, load_pretrained
@@ -68,18 +68,25 @@ class Recipe:
     encoder_lr:float = 1. # Learning rate of a pretrained encoder, as a multiple; for `one_cycle`
     pretrained:str = 'none' # Weights of a timm encoder: `none`, `auto`, `package`, `hub` or a file
     augment:float = 0. # Strength of augmentation
+    augment_kind:str = 'basic' # Which changes: `basic` or `wide`
+    lesion_free:float = 0. # Share of lesion images that are cropped to a region without lesion, 0-1; for `wide`
+    balance:float = 1. # Exponent of the sources' sizes in an epoch, 0 (equal) to 1 (as they are)
+    normals:float = 0. # Share of normal images in an epoch, at least, 0-1
+    epoch_images:int = 0 # Images in an epoch; 0: as many as there are
     ema:float = 0. # Decay of the average of weights; 0 for none
     cpu_bf16:bool = False # Mixed precision on a processor too? A GPU always uses it
     model:dict = field(default_factory=dict) # Arguments of `build_unetpp` that differ from the paper's
 
     def __post_init__(self):
         check_size(self.size)
-        for k, low in dict(batch_size=1, epochs=1, patience=1, seed=0, split_seed=0, fold=0, folds=2).items():
+        for k, low in dict(batch_size=1, epochs=1, patience=1, seed=0, split_seed=0, fold=0, folds=2, epoch_images=0).items():
             if not isinstance(v := getattr(self, k), int) or v < low: raise BusiError(f"{k} {v!r}: expected a whole number, at least {low}.")
         if not (math.isfinite(self.lr) and self.lr >= 0): raise BusiError(f"lr {self.lr}: expected 0 or more.")
-        for k, allowed in dict(split=KINDS, loss=('dice', 'dice_bce'), schedule=('constant', 'one_cycle')).items():
+        for k, allowed in dict(split=KINDS, loss=('dice', 'dice_bce'), schedule=('constant', 'one_cycle'), augment_kind=KINDS_OF_CHANGE).items():
             if getattr(self, k) not in allowed: raise BusiError(f"{k} {getattr(self, k)!r}: expected one of {', '.join(allowed)}.")
         if not 0 <= self.ema < 1: raise BusiError(f"ema {self.ema}: expected 0 or more, and less than 1.")
+        for k in ('balance', 'normals', 'lesion_free'):
+            if not 0 <= getattr(self, k) <= 1: raise BusiError(f"{k} {getattr(self, k)}: expected a number from 0 to 1.")
         if not 0 < self.test_size < 1: raise BusiError(f"test_size {self.test_size}: expected a share between 0 and 1.")
 
 # %% ../nbs/20_learner.ipynb #113652f3
@@ -160,7 +167,7 @@ def busi_learner(
     temporary = None if out else TemporaryDirectory(prefix='busi-unetpp-')
     history = History(out or temporary.name)
     cbs = [StopOnNaN(), *mixed_precision(device, recipe.cpu_bf16), history, Checkpoint(history.folder, recipe.model, history, recipe.monitor, recipe.patience)]
-    if recipe.augment: cbs.append(Augment(recipe.augment))
+    if recipe.augment: cbs.append(Augment(recipe.augment, recipe.augment_kind, recipe.lesion_free))
     if recipe.ema: cbs.append(Ema(recipe.ema))
     if recipe.schedule == 'one_cycle': cbs.append(one_cycle(recipe))
     learn = ResumableLearner(dls, model, loss_func=make_loss(recipe), metrics=busi_metrics(), lr=recipe.lr, wd=recipe.weight_decay, splitter=_encoder_first,
@@ -191,8 +198,8 @@ def overfit_one_batch(
         if isinstance(m, nn.Dropout2d): m.p = 0.
     opt, losses, end = torch.optim.AdamW(model.parameters(), lr=lr), [], time.monotonic() + seconds
     while len(losses) < 3 or (len(losses) < steps and time.monotonic() < end):
-        logits = model(x)
-        loss = learn.loss_func(logits, y)
+        out = model(x)
+        loss = learn.loss_func(out, y)
         losses.append(loss.item())
         opt.zero_grad()
         loss.backward()
@@ -200,9 +207,8 @@ def overfit_one_batch(
     enough = .9 if len(losses) >= 20 else .999  # a slow machine makes few steps; without dropout a loss that stands still is exactly the same
     if not min(losses[1:]) < enough*losses[0]:
         raise BusiError(f"The network cannot fit one batch: the loss went from {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps on {', '.join(names)}. Look at these images and their masks.")
-    last = [o for o in logits if o.ndim == 4][-1] if isinstance(logits, list) else logits
     return dict(first=losses[0], last=losses[-1], steps=len(losses), names=names, images=(x[:, 0]*255).byte().cpu().numpy(),
-        masks=y[:, 0].byte().cpu().numpy(), probs=learn.loss_func.activation(last)[:, 0].detach().cpu().numpy())
+        masks=y[:, 0].byte().cpu().numpy(), probs=learn.loss_func.activation(out)[:, 0].detach().cpu().numpy())
 
 # %% ../nbs/20_learner.ipynb #be69d5af
 @styled

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .presence import Output, as_output
+
 # %% ../nbs/15_losses.ipynb #74139a44
 def dice_score(
     probs, # float `(N, ...)`, 0-1
@@ -28,7 +30,7 @@ def dice_score(
 
 # %% ../nbs/15_losses.ipynb #64a8c974
 class DiceLoss(nn.Module):
-    "`1 - Dice` of the sigmoid of one-channel logits `(N, 1, H, W)`: over the batch as in the paper, or the mean over its images."
+    "`1 - Dice` of an `Output` or of logits `(N, 1, H, W)`: over the batch as in the paper, or the mean over its images; of several heads the mean."
     def __init__(self,
         smooth:float=1e-6, # As in the paper, pixels
         per_image:bool=False, # Score each image by itself and average?
@@ -36,29 +38,35 @@ class DiceLoss(nn.Module):
         super().__init__()
         self.smooth, self.per_image = smooth, per_image
 
-    def forward(self, logits, mask):
-        if isinstance(logits, (list, tuple)): return torch.stack([self(o, mask) for o in logits]).mean()
+    def of_logits(self, logits, mask):
+        "The loss of one map of logits."
         return 1 - dice_score(logits.float().sigmoid(), mask, self.smooth, self.per_image).mean()
 
-    def activation(self, logits): return logits.float().sigmoid()
+    def forward(self, out, mask):
+        out = as_output(out)
+        return torch.stack([self.of_logits(o, mask) for o in out.heads or (out.logits,)]).mean()
+
+    def activation(self, out): return as_output(out).logits.float().sigmoid()
     def decodes(self, probs): return (probs > .5).to(torch.uint8)
 
 # %% ../nbs/15_losses.ipynb #a1107a6f
 class DiceBCELoss(DiceLoss):
-    "Dice loss plus weighted binary cross-entropy; logits `(N, 1, H, W)`, a list of them (averaged), and logits `(N, 1)` of 'there is a tumor'."
+    "Dice loss plus weighted binary cross-entropy of the mask and, if there is a presence head, of its answer for the image."
     def __init__(self,
         smooth:float=1e-6, # As for `DiceLoss`, pixels
         per_image:bool=False, # As for `DiceLoss`
         bce:float=1., # Weight of the pixels' cross-entropy
-        presence:float=.5, # Weight of the cross-entropy of 'there is a tumor'
+        presence:float=.5, # Weight of the cross-entropy of the presence head
     ):
         super().__init__(smooth, per_image)
         self.bce, self.presence = bce, presence
 
-    def forward(self, logits, mask):
-        logits = list(logits) if isinstance(logits, (list, tuple)) else [logits]
-        mask = mask.float()
-        exists = logits.pop().float() if logits[-1].ndim == 2 else None
-        loss = torch.stack([super(DiceBCELoss, self).forward(o, mask) + self.bce*F.binary_cross_entropy_with_logits(o.float(), mask) for o in logits]).mean()
-        if exists is None: return loss
-        return loss + self.presence*F.binary_cross_entropy_with_logits(exists, mask.flatten(1).amax(1, keepdim=True))
+    def of_logits(self, logits, mask):
+        "The loss of one map of logits."
+        return super().of_logits(logits, mask) + self.bce*F.binary_cross_entropy_with_logits(logits.float(), mask.float())
+
+    def forward(self, out, mask):
+        out = as_output(out)
+        if out.presence is None: return super().forward(out, mask)
+        shown = mask.float().flatten(1).amax(1, keepdim=True)
+        return super().forward(out, mask) + self.presence*F.binary_cross_entropy_with_logits(out.presence.float(), shown)

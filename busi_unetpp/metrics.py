@@ -15,6 +15,8 @@ import pandas as pd
 import torch
 from fastai.metrics import Metric
 
+from .presence import as_output
+
 # %% ../nbs/16_metrics.ipynb #0d4bf4c8
 COUNTS = ['tp', 'fp', 'fn', 'tn']
 
@@ -67,7 +69,7 @@ class ConfusionCounter:
     def add(self, learn):
         if learn.pred is self.seen: return  # another metric has counted this batch
         self.seen, self._scores = learn.pred, None
-        self.batches.append(confusion(learn.pred.detach(), learn.yb[0]))
+        self.batches.append(confusion(as_output(learn.pred).logits.detach(), learn.yb[0]))
 
     @property
     def scores(self):

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from busi_unetpp.losses import DiceLoss, dice_score
+from busi_unetpp.presence import Output
 from busi_unetpp.metrics import COUNTS, busi_metrics, confusion, per_image_scores, set_scores
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -108,7 +109,7 @@ def test_large_smooth_dominates_and_zero_pixels_score_one():
 def test_several_heads_are_averaged(batch, n):
     logits, mask = batch
     heads = [logits*(k + 1)/2 for k in range(n)]
-    assert DiceLoss()(heads, mask).item() == pytest.approx(np.mean([slow_dice_loss(h, mask) for h in heads]), abs=1e-5)
+    assert DiceLoss()(Output(logits, heads=tuple(heads)), mask).item() == pytest.approx(np.mean([slow_dice_loss(h, mask) for h in heads]), abs=1e-5)
 
 
 # metrics

@@ -29,8 +29,8 @@ def test_views_are_brought_back(net):
     views = tta_predict(net, x, scales=(1., .75), temperature=2.)
     assert views.shape == (4, 2, 48, 40) and views.dtype == torch.float32 and 0 <= views.min() and views.max() <= 1
     with torch.no_grad():
-        torch.testing.assert_close(views[0], (net(x)/2).sigmoid()[:, 0])
-        torch.testing.assert_close(views[1], (net(x.flip(-1))/2).sigmoid()[:, 0].flip(-1))
+        torch.testing.assert_close(views[0], (net(x).logits/2).sigmoid()[:, 0])
+        torch.testing.assert_close(views[1], (net(x.flip(-1)).logits/2).sigmoid()[:, 0].flip(-1))
 
 def test_a_mirrored_view_is_mirrored_back():
     views = tta_predict(Left(), torch.rand(1, 1, 32, 32), scales=(1.,))

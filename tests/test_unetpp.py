@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from busi_unetpp.checkpoint import load_weights, save_weights
 from busi_unetpp.dataset import BusiError
-from busi_unetpp.unetpp import GATE, EncoderBlock, NestedNode, SameConv2d, UNetPlusPlus, batch_norm, node_shapes
+from busi_unetpp.unetpp import EncoderBlock, NestedNode, SameConv2d, UNetPlusPlus, batch_norm, node_shapes
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -84,7 +84,7 @@ def test_fast_path_equals_the_recursion(config, h, w, seed):
     used = [int(j) for j in m.heads] if config['deep_supervision'] else [level]
     with torch.no_grad():
         want = torch.stack([F.conv2d(node(m, 0, j, x), m.heads[str(j)].weight, m.heads[str(j)].bias) for j in used]).mean(0)
-        torch.testing.assert_close(m(x), want, rtol=1e-3, atol=1e-4*want.abs().max().item() + 1e-5)
+        torch.testing.assert_close(m(x).logits, want, rtol=1e-3, atol=1e-4*want.abs().max().item() + 1e-5)
 
 @settings(max_examples=25)
 @given(configs)
@@ -105,7 +105,7 @@ def test_number_of_parameters(config):
 @given(configs, sides, sides, st.integers(1, 3))
 def test_output_has_the_size_of_the_input(config, h, w, n):
     m, x = net(**config), rand(n, config['in_channels'], h, w)
-    with torch.no_grad(): assert m(x).shape == (n, 1, h, w)
+    with torch.no_grad(): assert m(x).logits.shape == (n, 1, h, w)
     shapes, level = node_shapes(m, h), len(config['filters'])
     widths = (*config['filters'], config['bottleneck'])
     assert shapes == {(i, j): (widths[i], *[math.ceil(h/2**i)]*2) for i in range(level + 1) for j in range(level + 1 - i)} and not m.training
@@ -115,7 +115,7 @@ def test_output_has_the_size_of_the_input(config, h, w, n):
 def test_gradients_reach_every_parameter_on_the_way(config, size):
     m = net(**config).train()
     out, x = m(rand(2, config['in_channels'], size, size)), len(config['filters'])
-    outs = out if config['deep_supervision'] else [out]
+    outs = out.heads or (out.logits,)
     assert len(outs) == (min(config['n_heads'], x) if config['deep_supervision'] else 1)
     sum((o*rand(*o.shape, seed=1)).sum() for o in outs).backward()
     idle = set() if config['deep_supervision'] else {f'heads.{j}.{w}' for j in m.heads if j != str(x) for w in ('weight', 'bias')}
@@ -129,10 +129,10 @@ def test_state_goes_through_a_file(config, seed):
     m, other, x = net(seed, **config), net(seed + 1, **config), rand(1, config['in_channels'], 24, 24)
     with tempfile.TemporaryDirectory() as tmp, torch.no_grad():
         stored = load_weights(save_weights(f'{tmp}/m.safetensors', m, config))
-        assert not torch.equal(other(x), m(x)) and not stored.training
+        assert not torch.equal(other(x).logits, m(x).logits) and not stored.training
         other.load_state_dict(m.state_dict())
         for n in (other, stored):
-            torch.testing.assert_close(n(x), m(x), rtol=0, atol=0)
+            torch.testing.assert_close(n(x).logits, m(x).logits, rtol=0, atol=0)
             assert all(torch.equal(a, b) for a, b in zip(n.state_dict().values(), m.state_dict().values()))
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -166,19 +166,19 @@ def test_an_encoder_block_is_the_papers():
 def test_dropout_acts_in_training_only():
     m, x = net(dropout=.5), rand(2, 1, 32, 32)
     with torch.no_grad():
-        assert torch.equal(m(x), m(x))
+        assert torch.equal(m(x).logits, m(x).logits)
         for b in m.modules():
             if isinstance(b, torch.nn.Dropout2d): b.train()
-        assert not torch.equal(m(x), m(x))
+        assert not torch.equal(m(x).logits, m(x).logits)
 
 def test_images_of_a_batch_do_not_touch():
     m, x = net(), rand(3, 1, 33, 20)
-    with torch.no_grad(): torch.testing.assert_close(torch.cat([m(o[None]) for o in x]), m(x), rtol=1e-4, atol=1e-4)
+    with torch.no_grad(): torch.testing.assert_close(torch.cat([m(o[None]).logits for o in x]), m(x).logits, rtol=1e-4, atol=1e-4)
 
 def test_depth_is_a_prefix_of_the_filters():
     a, b = net(3, filters=(4, 6, 8), depth=2), net(3, filters=(4, 6), bottleneck=8)
     assert a.state_dict().keys() == b.state_dict().keys()
-    with torch.no_grad(): torch.testing.assert_close(a(rand(1, 1, 20, 20)), b(rand(1, 1, 20, 20)))
+    with torch.no_grad(): torch.testing.assert_close(a(rand(1, 1, 20, 20)).logits, b(rand(1, 1, 20, 20)).logits)
     for depth in (0, 4, -1):
         with pytest.raises(BusiError, match='expected 1 to 3'): net(depth=depth)
 
@@ -191,7 +191,7 @@ def test_pruned_network_is_its_head(level, n_heads, size):
         with pytest.raises(BusiError, match=f'prune to level {level}'): m.prune(level)
         return
     small = m.prune(level)
-    with torch.no_grad(): torch.testing.assert_close(small(x), m.heads[str(level)](m.columns(m.encoder(x, m.level + 1))[level]), rtol=1e-5, atol=1e-5)
+    with torch.no_grad(): torch.testing.assert_close(small(x).logits, m.heads[str(level)](m.columns(m.encoder(x, m.level + 1))[level]), rtol=1e-5, atol=1e-5)
     assert len(small.nodes) == level*(level + 1)//2 and list(small.heads) == [str(level)] and len(small.encoder.blocks) == level + 1
     with torch.no_grad():
         for p in small.parameters(): p.zero_()
@@ -206,46 +206,43 @@ def test_bfloat16_is_close_to_float32(seed, deep):
     m, x = net(seed, moved=False, deep_supervision=deep), rand(2, 1, 48, 48, seed=seed)
     m.train()(x)
     m.eval()
-    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): half = m(x)
-    with torch.no_grad(): full = m(x)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): half = m(x).logits
+    with torch.no_grad(): full = m(x).logits
     assert half.dtype == torch.bfloat16 and (half.float() - full).abs().max() < .1*full.abs().max()
 
 def test_channels_last_changes_nothing():
     m, x = net(), rand(2, 1, 40, 33)
     with torch.no_grad():
-        want = m(x)
-        got = m.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+        want = m(x).logits
+        got = m.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)).logits
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 def test_exported_network_gives_the_same():
     m, x = net(), rand(1, 1, 50, 48)
-    exported = torch.export.export(m, (x,)).module()
-    with torch.no_grad(): torch.testing.assert_close(exported(x*.5), m(x*.5), rtol=1e-4, atol=1e-4)
+    class Mask(torch.nn.Module):
+        def __init__(self): super().__init__(); self.net = m
+        def forward(self, x): return self.net(x).logits
+    exported = torch.export.export(Mask().eval(), (x,)).module()
+    with torch.no_grad(): torch.testing.assert_close(exported(x*.5), m(x*.5).logits, rtol=1e-4, atol=1e-4)
 
 
-# the presence output
-
-def as_in_training(m):
-    "In training mode, with nothing that is random or that moves."
-    m.train()
-    for o in m.modules():
-        if isinstance(o, (torch.nn.Dropout2d, torch.nn.BatchNorm2d)): o.eval()
-    return m
+# the presence head
 
 @pytest.mark.parametrize('supervised', [False, True])
-def test_presence_multiplies_in_training_and_decides_in_evaluation(supervised):
-    m, x = net(seed=3, presence=True, deep_supervision=supervised), rand(4, 1, 24, 32)
+@pytest.mark.parametrize('training', [False, True])
+def test_presence_head_answers_for_the_image_and_leaves_the_mask_alone(supervised, training):
+    m, x = net(seed=3, presence=True, deep_supervision=supervised, dropout=0.), rand(4, 1, 24, 32)
+    for o in m.modules():
+        if isinstance(o, torch.nn.BatchNorm2d): o.track_running_stats = False
     with torch.no_grad():
         m.presence.weight.mul_(3)
+        m.train(training)
         deepest = m.encoder(x, m.level + 1)[-1]
         there = torch.stack([torch.cat([o.flatten(1).mean(1), o.flatten(1).max(1).values]) @ m.presence.weight[0] + m.presence.bias[0] for o in deepest])
-        silent, m.presence = m.presence, None
-        pixels = as_in_training(m)(x) if supervised else [m(x)]
-        m.presence = silent
-        *logits, exists = as_in_training(m)(x)
-        torch.testing.assert_close(exists[:, 0], there)
-        for o, p in zip(logits, pixels, strict=True): torch.testing.assert_close(o.sigmoid(), p.sigmoid()*there.sigmoid()[:, None, None, None])
-        whole = m.eval()(x).sigmoid()
-        gated = torch.stack([torch.log(q/(1 - q)) for q in (p.double().sigmoid()*(GATE*there.double()).sigmoid()[:, None, None, None] for p in pixels)]).mean(0).sigmoid()
-        torch.testing.assert_close(whole.double(), gated, atol=1e-5, rtol=1e-4)
-        assert whole.shape == x.shape and there.std() > .01
+        out = m(x)
+        m.presence = None
+        bare = m(x)
+    torch.testing.assert_close(out.presence[:, 0], there)
+    assert there.std() > .01 and bare.presence is None
+    assert torch.equal(out.logits, bare.logits) and len(out.heads) == len(bare.heads) == (3 if supervised else 0)
+    assert all(torch.equal(a, b) for a, b in zip(out.heads, bare.heads))
