@@ -89,8 +89,8 @@ def cache_folder()->Path: # Where decoded arrays are kept
 
 # %% ../nbs/08_preprocess.ipynb #8d331515
 def _cache_path(df, size):
-    root = df.image_path.iloc[0].resolve().parent.parent
-    return cache_folder()/f"{hashlib.sha256(str(root).encode()).hexdigest()[:12]}-{size}.npz"
+    root = os.path.commonpath([p.parent.resolve() for p in df.image_path])
+    return cache_folder()/f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}-{size}.npz"
 
 def _read_cache(path, key):
     "The arrays in the cache at `path`, or None if there are none, they are stale, or the file is damaged."
@@ -99,23 +99,37 @@ def _read_cache(path, key):
     except Exception: return None
 
 # %% ../nbs/08_preprocess.ipynb #fbc3a5af
+def _decode_arrays(df, size):
+    with ThreadPoolExecutor() as pool: pairs = list(pool.map(lambda i, m: load_pair(i, m, size), df.image_path, df.mask_paths))
+    return tuple(np.stack(a) for a in zip(*pairs))
+
+def _write_cache(path, images, masks, key):
+    buf = io.BytesIO()
+    np.savez(buf, images=images, masks=masks, key=np.array(key))
+    try: write_file(path, buf.getbuffer())
+    except BusiError as e: warnings.warn(f'The decoded images are not cached, so the next start is slower. {e}')
+
+def _load_source(df, size, cache):
+    "The arrays of one source."
+    path, key = _cache_path(df, size), f'{CACHE_FORMAT}-{fingerprint(df)}'
+    if cache and (found := _read_cache(path, key)): return found
+    images, masks = _decode_arrays(df, size)
+    if cache: _write_cache(path, images, masks, key)
+    return images, masks
+
 def load_arrays(
-    df:pd.DataFrame, # From `read_busi`
+    df:pd.DataFrame, # From `read_dataset`
     size:int=196, # Side of the square, pixels
-    cache:bool=True, # Read and write the cache?
+    cache:bool=True, # Read and write the cache, one file for each source?
 )->tuple: # images uint8 `(N, size, size)` 0-255, masks uint8 `(N, size, size)` 0-1, in the order of `df`
     "All images and merged masks at one size, from the cache if nothing has changed; raises `BusiError` naming a file that cannot be used."
     size = check_size(size)
     if not len(df): raise BusiError("No images to load: the table is empty.")
-    path, key = _cache_path(df, size), f'{CACHE_FORMAT}-{fingerprint(df)}'
-    if cache and (found := _read_cache(path, key)): return found
-    with ThreadPoolExecutor() as pool: pairs = list(pool.map(lambda i, m: load_pair(i, m, size), df.image_path, df.mask_paths))
-    images, masks = (np.stack(a) for a in zip(*pairs))
-    if cache:
-        buf = io.BytesIO()
-        np.savez(buf, images=images, masks=masks, key=np.array(key))
-        try: write_file(path, buf.getbuffer())
-        except BusiError as e: warnings.warn(f'The decoded images are not cached, so the next start is slower. {e}')
+    images, masks = (np.empty((len(df), size, size), np.uint8) for _ in range(2))
+    sources = df.source.to_numpy() if 'source' in df else np.zeros(len(df))
+    for source in pd.unique(sources):
+        rows = sources == source
+        images[rows], masks[rows] = _load_source(df[rows], size, cache)
     return images, masks
 
 # %% ../nbs/08_preprocess.ipynb #a046738e
