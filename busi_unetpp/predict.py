@@ -163,12 +163,13 @@ def load_model(
     path, device = _find_model(name_or_path), pick_device(device)
     choices, config = _read_choices(path), path.with_name('config.json')
     if choices is None:
-        try: choices = dict(size=json.loads(config.read_text())['recipe']['size'])
+        from busi_unetpp.run import read_choices
+        try: choices = dict(size=json.loads(config.read_text())['recipe']['size'], **read_choices(path.parent))
         except (OSError, ValueError, KeyError, TypeError): raise _strange(path, 'neither its header nor a config.json beside it says which size it looks at') from None
     name = path.parent.name if path.name == 'model.safetensors' else path.stem
     return Model(load_weights(path).to(device, memory_format=torch.channels_last).eval(), name=name, digest=hashlib.sha256(path.read_bytes()).hexdigest(), **_check_choices(path, choices))
 
-# %% ../nbs/39_predict.ipynb #b344f0b7
+# %% ../nbs/39_predict.ipynb #59a302d6
 def at_point(
     model:Model, # From `load_model`; stays as it is
     sensitivity:float=None, # Share of the lesions of the validation images to find, 0-1; the model's own point if None

@@ -71,6 +71,9 @@ def test_deployed_takes_one_image_or_several_and_changes_nothing(model):
 def test_onnx_agrees_on_every_size(model, onnx_file):
     images = pictures((471, 562), (64, 300), (48, 48), (16, 16), (200, 201))
     table = export.check_onnx(onnx_file, model, images)
+    for image in images:
+        with torch.no_grad(): presence = export.Deployed(model.net, model.size, presence=True)(torch.tensor(image))[1]
+        assert export.open_onnx(onnx_file).run(['presence'], {'images': image[None]})[0] == pytest.approx(presence.item(), abs=1e-4)
     assert table[['height', 'width']].to_numpy().tolist() == [list(i.shape) for i in images]
     assert (table.runtime < 1e-4).all() and (table.package < .02).all() and (table['mask'] < .005).all()
     session = export.open_onnx(onnx_file)
@@ -130,7 +133,10 @@ def test_torch_export_agrees_and_tells_no_paths(model, tmp_path):
     assert extra == dict(notice=export.NOTICE, size='48', name='tiny', threshold='0.6', smallest='0.0')
     deployed = export.Deployed(model.net, model.size, model.temperature)
     for image in pictures((70, 110), (48, 48)):
-        with torch.no_grad(): torch.testing.assert_close(program.module()(torch.tensor(image)[None])[0], deployed(torch.tensor(image)), rtol=0, atol=1e-5)
+        with torch.no_grad():
+            probs, presence = program.module()(torch.tensor(image)[None])
+            torch.testing.assert_close(probs[0], deployed(torch.tensor(image)), rtol=0, atol=1e-5)
+            torch.testing.assert_close(presence, export.Deployed(model.net, model.size, presence=True)(torch.tensor(image)[None])[1])
     with zipfile.ZipFile(path) as z: assert not any(b'unetpp.py' in z.read(n) for n in z.namelist())
 
 

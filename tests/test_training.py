@@ -188,12 +188,12 @@ def test_other_networks_train_and_come_back(model, parts, tmp_path):
     assert {k for k, v in learn.model.named_parameters() if torch.equal(v, before[k]) and v.ndim == 4} <= idle
     stored, x = load_weights(tmp_path/'model.safetensors'), torch.rand(1, 1, 48, 48)
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k, v in stored.state_dict().items())
-    with torch.no_grad(): torch.testing.assert_close(stored(x), learn.model.eval()(x), rtol=1e-4, atol=1e-5)
+    with torch.no_grad(): torch.testing.assert_close(stored(x).logits, learn.model.eval()(x).logits, rtol=1e-4, atol=1e-5)
     assert learn.loss_func.per_image and json.dumps(recipe.model) in (tmp_path/'last.ckpt').read_bytes().decode('latin1')
 
 def test_the_loss_that_is_reported(parts):
     learn = learner(parts)
-    probs, counts, loss = predict_loader(learn.model, learn.dls.valid, DiceLoss(per_image=True))
+    probs, counts, loss, _ = predict_loader(learn.model, learn.dls.valid, DiceLoss(per_image=True))
     x, y = (torch.cat(t) for t in zip(*learn.dls.valid))
     with torch.no_grad(): each = [DiceLoss()(learn.model(a[None]), b[None]).item() for a, b in zip(x, y)]
     assert loss == pytest.approx(np.mean(each), abs=1e-5) and counts[:, :2].sum() == (probs > .5).sum()
