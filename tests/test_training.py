@@ -328,7 +328,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(point, finished, small_ph
     assert len(config['resumed']) == len(POINTS[point]) and all(config[k] == whole[k] for k in ('recipe', 'dataset', 'versions'))
     torch.set_rng_state(torch_state)
 
-STRONG = Recipe('small strong', size=48, epochs=3, batch_size=4, lr=1e-3, split='grouped', test_size=.4, loss='dice_bce', smooth=1., schedule='one_cycle', encoder_lr=.5, augment=1., ema=.9,
+STRONG = Recipe('small strong', size=48, epochs=3, batch_size=4, lr=1e-3, split='grouped', test_size=.4, loss='dice_bce', smooth=1., schedule='one_cycle', encoder_lr=.5, augment=1., augment_kind='wide', lesion_free=.3, balance=.5, normals=.3, epoch_images=20, ema=.9,
     model=dict(filters=(4, 6), bottleneck=8, deep_supervision=True, presence=True))
 
 @pytest.fixture(scope='module')
