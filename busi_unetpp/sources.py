@@ -8,8 +8,8 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/sources.html.md"""
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'MASK_STEM', 'OTHER_STEM', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'UNLABELED', 'CASE', 'CSV_COLUMNS',
-           'SPLIT_FOLDERS', 'LAYOUTS', 'COLUMNS', 'LENIENT', 'masked_stem', 'is_mask_file', 'Scan', 'Layout',
-           'find_layout', 'dataset_problems', 'read_dataset', 'read_datasets', 'tumor_shares', 'check_masks',
+           'SPLIT_FOLDERS', 'LAYOUTS', 'NOT_BINARY', 'COLUMNS', 'LENIENT', 'masked_stem', 'is_mask_file', 'Scan',
+           'Layout', 'find_layout', 'dataset_problems', 'read_dataset', 'read_datasets', 'tumor_shares', 'check_masks',
            'describe_limits', 'summarize_dataset']
 
 # %% ../nbs/03_sources.ipynb #7376b4ed
@@ -89,7 +89,7 @@ def _match(images, masks, image_id, mask_id):
     for p in images: seen.setdefault(image_id(p), []).append(p)
     for m in masks: by_id.setdefault(mask_id(m), []).append(AnyMask(m))
     twice = [p for same in seen.values() if len(same) > 1 for p in same]
-    scan.problems += [(p, 'duplicate name', 'keep one of the images whose names differ in case or ending only') for p in twice]
+    scan.problems += [(p, 'duplicate name', 'keep one of the images that differ in case or ending only') for p in twice]
     scan.rows = [dict(image_path=p, mask_paths=tuple(by_id.get(image_id(p), ()))) for p in images]
     lost = [m for i, found in by_id.items() if i not in seen for m in found]
     scan.problems += [(m, 'mask without image', 'add the image, or remove the mask') for m in lost]
@@ -111,13 +111,13 @@ def _read_table(path, columns=()):
         if path.suffix.lower() == '.csv': t = _read_csv(path)
         else: t = pd.read_excel(path, dtype=str)
     except ImportError as e:
-        raise BusiError(f"{path}: reading a spreadsheet needs openpyxl. `pip install openpyxl`, or save it as a CSV.") from e
+        raise BusiError(f"{path}: a spreadsheet needs openpyxl. `pip install openpyxl`, or save it as a CSV.") from e
     except Exception as e:
         raise BusiError(f"{path}: not a table that can be read ({e}). Restore the original file.") from e
     t.columns = [str(c).strip() for c in t.columns]
     missing = [c for c in columns if c not in t.columns]
     if missing:
-        raise BusiError(f"{path}: no column {', '.join(missing)}. It has {', '.join(t.columns)}. Restore the original file.")
+        raise BusiError(f"{path}: no column {', '.join(missing)}. It has {', '.join(t.columns)}. Restore the file.")
     return t
 
 def _read_csv(path):
@@ -146,15 +146,15 @@ def _add_facts(scan, table, path, key, row_id, columns):
     ids = table[key].map(_text)
     facts = {i: r for i, r in zip(ids, table.to_dict('records')) if i}
     twice = sorted({i for i in ids[ids.duplicated()] if i})
-    scan.problems += [(path, 'duplicate name', f'{i} stands in the table more than once: keep the right line') for i in twice]
+    scan.problems += [(path, 'duplicate name', f'{i} stands in the table twice: keep the right line') for i in twice]
     for r in scan.rows:
         fact = facts.pop(row_id(r['image_path']), None)
         if fact is None:
-            scan.problems.append((r['image_path'], 'not in the table', f'add its line to {path.name}, or remove the image'))
+            scan.problems.append((r['image_path'], 'not in the table', f'add it to {path.name}, or remove the image'))
         r.update({ours: _text((fact or {}).get(theirs)) for ours, theirs in columns.items()})
         r['label'] = _label(r.get('label'))
     if facts:
-        scan.notes.append(f'{len(facts)} of the {len(table)} lines of {path.name} have no image here: this is a subset.')
+        scan.notes.append(f'{len(facts)} of the {len(table)} lines of {path.name} have no image here (a subset).')
     return scan
 
 # %% ../nbs/03_sources.ipynb #942cfddc
@@ -169,7 +169,7 @@ def _scan_busbra(root):
     images, masks = _folders(root)
     path = root/'bus_data.csv'
     if not path.is_file():
-        raise BusiError(f"{path}: no such file. It names the patients; take it from BUS-BRA's archive (Zenodo 8231412).")
+        raise BusiError(f"{path}: no such file. It names the patients; take it from the archive (Zenodo 8231412).")
     table = _read_table(path, ['ID', 'Case', 'Pathology'])
     scan = _match(_list(images), _list(masks),
                   lambda p: p.stem.removeprefix('bus_'), lambda p: p.stem.removeprefix('mask_'))
@@ -203,7 +203,7 @@ def _scan_breast(root):
     columns = dict(label='Classification', birads='BIRADS')
     if table is not None: _add_facts(scan, table, path, 'Image_filename', lambda p: p.name, columns)
     else:
-        scan.notes.append("No table of the classes was found. Put BrEaST's spreadsheet, or a CSV of it, beside the images.")
+        scan.notes.append("No table of the classes was found. Put BrEaST's spreadsheet, or a CSV, beside the images.")
         for r in scan.rows: r['label'] = UNLABELED if r['mask_paths'] else 'normal'
     for r in scan.rows: r['patient'] = r['image_path'].stem.lower()   # one scan a patient
     return _need_masks(scan)
@@ -239,7 +239,7 @@ def _find_csv(root):
         head = p.read_bytes()[:2000].decode('utf-8-sig', errors='replace').partition('\n')[0].lower()
         if {'image', 'mask'} <= {c.strip(' "\r') for c in re.split('[,;\t]', head)}: found.append(p)
     if len(found) > 1:
-        raise BusiError(f"{root}: several tables of images ({', '.join(p.name for p in found)}). Name the one that is meant.")
+        raise BusiError(f"{root}: several tables of images ({', '.join(p.name for p in found)}). Name one of them.")
     return found[0] if found else None
 
 # %% ../nbs/03_sources.ipynb #441e4a9e
@@ -261,7 +261,7 @@ def _csv_row(path, name, lines, known, problems):
     facts = {c: {_text(v) for v in lines[c]} - {None} for c in known}
     for c, values in facts.items():
         if len(values) > 1:
-            problems.append((path.parent/name, 'contradiction', f"its lines state several {c}s: {', '.join(sorted(values))}"))
+            problems.append((path.parent/name, 'contradiction', f"its lines say {c} {' and '.join(sorted(values))}"))
     masks = tuple(AnyMask(path.parent/m) for m in map(_text, lines['mask']) if m)
     row = dict(image_path=path.parent/name, mask_paths=masks) | {c: min(v, default=None) for c, v in facts.items()}
     row['label'] = label = _label(row.get('label'))
@@ -291,7 +291,8 @@ def _pair_folders(root):
     subs = _subfolders(root)
     pairs = [p for p in subs if _holds_pairs(p)]
     if len(pairs) == 1 and pairs[0].name.lower() not in (*LABELS, *SPLIT_FOLDERS): return []
-    normal = [p for p in subs if pairs and p not in pairs and p.name.lower() == 'normal' and _list(p)]   # may lack masks
+    # normal images may have no masks at all
+    normal = [p for p in subs if pairs and p not in pairs and p.name.lower() == 'normal' and _list(p)]
     return [(p, _folder_label(p.relative_to(root))) for p in subs if p in pairs + normal]
 
 def _folder_label(relative):
@@ -389,7 +390,8 @@ def find_layout(
         listed = ', '.join(f'{root.name} ({name})' for name, root in found)
         raise BusiError(f"{path}: holds {len(found)} datasets: {listed}. Name one of them.")
     if not found:
-        raise BusiError(f"{path}: no dataset of {f'the layout {layout}' if layout else 'a known layout'} here or just below. "
+        wanted = f'the layout {layout}' if layout else 'a known layout'
+        raise BusiError(f"{path}: no dataset of {wanted} here or just below. "
             "`busi-unetpp data fetch DEST` downloads BUSI, `busi-unetpp data phantom DEST` makes a stand-in. "
             f"Known layouts:\n{_known_layouts()}")
     return found[0]
@@ -422,8 +424,8 @@ def _measure(scan):
         r['width'], r['height'] = want or (0, 0)
         for p in r['mask_paths']:
             if not want or (got := sizes.get(p, want)) == want: continue
-            scan.problems.append((p, 'mask of another size', f'the mask is {got[0]}x{got[1]}, its image {want[0]}x{want[1]}: '
-                                  'restore the original mask, or remove both'))
+            sizes_differ = f'the mask is {got[0]}x{got[1]}, its image {want[0]}x{want[1]}'
+            scan.problems.append((p, 'mask of another size', f'{sizes_differ}: restore the original mask, or remove both'))
     return scan
 
 # %% ../nbs/03_sources.ipynb #d12ed265
@@ -438,13 +440,15 @@ def _problem_table(problems, root):
     return pd.DataFrame([(_relative(p, root), *rest) for p, *rest in problems], columns=['file', 'problem', 'remedy'])
 
 # %% ../nbs/03_sources.ipynb #302aba41
+NOT_BINARY = 'not black and white'
+
 def _pixel_problems(rows, seen):
     "Problems that only decoding shows, of files that have none yet."
-    files = [(p, read) for r in rows for p, read in ((r['image_path'], read_gray), *((m, read_mask) for m in r['mask_paths']))]
+    files = [(r['image_path'], read_gray) for r in rows] + [(m, read_mask) for r in rows for m in r['mask_paths']]
     for path, read in files:
         if Path(path) in seen: continue
         try: read(path)
-        except BusiError as e: yield path, 'not black and white' if 'black and white' in str(e) else 'unreadable', str(e)
+        except BusiError as e: yield path, NOT_BINARY if 'black and white' in str(e) else 'unreadable', str(e)
 
 def dataset_problems(
     path=None, # The dataset's folder, its parent, or a CSV; `BUSI_PATH` if None
@@ -485,8 +489,8 @@ def read_dataset(
     path=None, # The dataset's folder, its parent, or a CSV; `BUSI_PATH` if None
     strict:bool=True, # Refuse a dataset with problems? If False, warn and leave out the images concerned
     layout:str=None, # A key of `LAYOUTS`; recognized if None
-)->pd.DataFrame: # As `read_busi`, with `source` and `patient` (missing where unknown); `group`, `birads`, `device` if stated
-    "A row an image, from any known layout (`attrs['layout']`, `attrs['root']`); raises `BusiError` naming every faulty file."
+)->pd.DataFrame: # As `read_busi`, with `source`, `patient` (missing if unknown); if stated, `group`, `birads`, `device`
+    "A row an image, from any layout (`attrs['layout']`, `attrs['root']`); raises `BusiError` naming every faulty file."
     name, root = find_layout(path, layout)
     source, notes = _source(name, root), []
     if name == 'BUSI': df = read_busi(root, strict).assign(source=source, patient=None)
@@ -566,15 +570,15 @@ def check_masks(
         mine = df.source.eq(source).to_numpy() if 'source' in df else np.ones(len(df), bool)
         s = shares[mine & ~np.isnan(shares) & df.mask_paths.map(len).gt(0).to_numpy()]
         normal = df.label[mine].eq('normal').all()
-        if len(s): found += _judge_shares(source, s, normal)
+        if len(s): found += _mask_problem(source, s, normal)
     return found
 
 # %% ../nbs/03_sources.ipynb #e7f15dc6
-def _judge_shares(source, s, normal):
+def _mask_problem(source, s, normal):
     "The problem that the shares of one source show, as a list of none or one."
     large = int((s > .5).sum())
     if (s == 1).all():
-        return [('every mask is full', f'{source}: all {len(s)} images are covered by their masks. Restore the original masks.')]
+        return [('every mask is full', f'{source}: the masks of all {len(s)} images are full. Restore the original masks.')]
     if (s == 0).all() and not normal:
         return [('every mask is empty', f'{source}: none of {len(s)} images has a tumor pixel. '
                  'Restore the original masks, or name the class of the images normal.')]
