@@ -38,6 +38,7 @@ Modules:
 - `busi_unetpp.report`: The paper's table and figure, the curves and the cases, on one page that can be sent around.
 - `busi_unetpp.run`: Data in, folder out: everything that a training leaves behind, and how to continue or repeat it.
 - `busi_unetpp.site`: Build these pages, and check them, with or without Quarto.
+- `busi_unetpp.sources`: Read the sets of other hospitals as the same table, and say what each of them lacks.
 - `busi_unetpp.split`: Draw the line between learning and judging once, with all pictures of one lesion on the same side of it.
 - `busi_unetpp.stats`: 95 % intervals and paired tests that resample groups of copies, not single images.
 - `busi_unetpp.strong`: Which recipe beats the paper's, how was it found, and what does it reach on images that had no say in it?

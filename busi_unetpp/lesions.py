@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from skimage.measure import label
 
-from .dataset import BusiError, LABELS, merge_masks, read_mask
+from .dataset import BusiError, LABELS, merge_masks, read_mask, read_masks
 from .metrics import COUNTS, per_image_scores
 
 # %% ../nbs/22_lesions.ipynb #a17eba84
@@ -137,10 +137,7 @@ def _align(df, probs, names):
 
 def _read_truth(row):
     "The merged masks of an image, at its own size."
-    masks = [read_mask(p) for p in row.mask_paths]
-    for p, m in zip(row.mask_paths, masks):
-        if m.shape != (row.height, row.width): raise BusiError(f"{p}: the mask is {m.shape[1]}x{m.shape[0]}, its image {row.width}x{row.height}. Restore the original mask.")
-    return merge_masks(masks)
+    return read_masks(row.mask_paths, (row.height, row.width))
 
 # %% ../nbs/22_lesions.ipynb #843654eb
 def score_images(

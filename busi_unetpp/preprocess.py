@@ -23,7 +23,7 @@ import pandas as pd
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from .dataset import BusiError, merge_masks, read_gray, read_mask
+from .dataset import BusiError, merge_masks, read_gray, read_masks
 from .figures import show_image
 from .files import write_file
 
@@ -57,15 +57,12 @@ def resize_mask(
 # %% ../nbs/08_preprocess.ipynb #01e0d30a
 def load_pair(
     image_path, # Path of the image file
-    mask_paths, # Paths of its masks
+    mask_paths, # Paths of its masks; none: no tumor
     size:int=196, # Side of the square, pixels
 )->tuple: # image uint8 `(size, size)` 0-255, mask uint8 `(size, size)` 0-1
     "An image and its merged mask as the network sees them; raises `BusiError` naming the file that cannot be used."
     image = read_gray(image_path)
-    masks = [read_mask(p) for p in mask_paths]
-    for p, m in zip(mask_paths, masks):
-        if m.shape != image.shape: raise BusiError(f"{p}: the mask is {m.shape[1]}x{m.shape[0]}, its image {image.shape[1]}x{image.shape[0]}. Restore the original mask.")
-    return resize_image(image, size), resize_mask(merge_masks(masks), size)
+    return resize_image(image, size), resize_mask(read_masks(mask_paths, image.shape), size)
 
 # %% ../nbs/08_preprocess.ipynb #c74cde23
 CACHE_FORMAT = 1  # to be raised whenever the pixels that `load_pair` returns change
