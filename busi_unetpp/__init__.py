@@ -26,7 +26,7 @@ Modules:
 - `busi_unetpp.lesions`: Score a prediction where a reader sees it: on the image as it was taken, outline by outline and lesion by lesion.
 - `busi_unetpp.loaders`: The same batches in the same order every time, and no training on a dataset that is broken.
 - `busi_unetpp.losses`: Reward overlap, not pixels, so that a network cannot win by finding nothing.
-- `busi_unetpp.manifest`: Tell whether a copy of BUSI is the published one, file by file.
+- `busi_unetpp.manifest`: Tell whether a copy of BUSI or of BUS-BRA is the published one, file by file.
 - `busi_unetpp.meanings`: Score the same predictions in every way met in the literature, so that any paper's figure can be placed, and read Table 1 with it.
 - `busi_unetpp.metrics`: What a score counts, what it says of an empty mask, and what changes when it is pooled.
 - `busi_unetpp.phantom`: Simulate breast ultrasound from its physics, so that everything in this book runs without a download.
