@@ -20,6 +20,7 @@ Modules:
 - `busi_unetpp.fetch`: Get BUSI onto the disk, whole and checked, or say exactly what to do instead.
 - `busi_unetpp.figures`: One style for every picture of this book, and the measurements that it has to pass.
 - `busi_unetpp.files`: A full disk or a power cut in the middle of a write costs nothing that was there before.
+- `busi_unetpp.groups`: Know which images belong together wherever they lie, and say so where it is not known.
 - `busi_unetpp.hub`: Hand a trained model on with everything that belongs to it, in a folder or on the Hugging Face Hub, and take one in without running anybody's code.
 - `busi_unetpp.images`: Read what a hospital, a scanner or a friend hands over: PNG, JPEG, TIFF, BMP and DICOM, one frame at a time, with the size of a pixel where it is known.
 - `busi_unetpp.learner`: The paper's training as a recipe, and a fastai Learner that follows it.
