@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/groups.html.md"""
 # %% auto #0
 __all__ = ['KEPT', 'pixel_digest', 'pixel_digests', 'published_groups', 'known_groups', 'image_groups']
 
-# %% ../nbs/10_groups.ipynb #4b709140
+# %% ../nbs/10_groups.ipynb #be8a6c67
 import hashlib
 import json
 import warnings
@@ -26,7 +26,7 @@ from .files import write_file
 from .manifest import _gray16, _hash_pixels, decode_png, is_busi, load_manifest, reduce_pixels
 from .preprocess import cache_folder
 
-# %% ../nbs/10_groups.ipynb #4add3d93
+# %% ../nbs/10_groups.ipynb #9519bf26
 def _pixels(path):
     "`(H, W, C)` of an image file that Pillow decodes in full."
     with open_image(path) as im:
@@ -44,7 +44,7 @@ def pixel_digest(
     except OSError as e: why = (e.strerror or str(e)).lower()
     raise BusiError(f"{path}: {why}. Check the path and its permissions.")
 
-# %% ../nbs/10_groups.ipynb #29de9553
+# %% ../nbs/10_groups.ipynb #a33956d1
 KEPT = 100_000 # digests in the cache at most, the oldest go first
 
 def _stamp(path):
@@ -71,7 +71,7 @@ def pixel_digests(
         except BusiError as e: warnings.warn(f'The digests of the images are not kept: the next start is slower. {e}')
     return pd.Series([known[_stamp(Path(p))] for p in df.image_path], index=df.index, dtype=object)
 
-# %% ../nbs/10_groups.ipynb #a450e38c
+# %% ../nbs/10_groups.ipynb #e62263ae
 @lru_cache(1)
 def published_groups()->pd.Series: # Index: digest of the pixels; values: group id (str)
     "The groups of every image of BUSI and BUS-BRA."
@@ -82,7 +82,7 @@ def published_groups()->pd.Series: # Index: digest of the pixels; values: group 
                       pd.Series(('busbra-' + bra.patient).to_numpy(), bra.pixels_sha256)])
     return both[~both.index.duplicated()]
 
-# %% ../nbs/10_groups.ipynb #2ffbd323
+# %% ../nbs/10_groups.ipynb #19814a32
 def _text(v):
     "An id as text, None if it is missing; 7.0, as pandas makes of a 7 beside missing values, is 7."
     if v is None or v != v or v is pd.NA or not str(v).strip(): return None
@@ -94,11 +94,15 @@ def _column(df, name, mark):
     sources = [_text(v) for v in df.source] if mark and 'source' in df else [None]*len(df)
     return [f'{s}: {i}' if i and s else i for s, i in zip(sources, ids)]
 
-# %% ../nbs/10_groups.ipynb #ea3eada5
+# %% ../nbs/10_groups.ipynb #404f06e2
 def _by_name(df):
-    "BUSI's groups for a table without files whose every image has the name and size of one of BUSI's."
-    if 'image_path' in df or not {'width', 'height'} <= set(df) or not is_busi(df): return [None]*len(df)
-    return df.image.map(busi_groups().set_index('image').group.astype(str)).tolist()
+    "BUSI's groups where there are no files, in a source all of whose images have the name and size of one of BUSI's."
+    if 'image_path' in df or not {'width', 'height'} <= set(df): return [None]*len(df)
+    source = df.source.astype(str) if 'source' in df else pd.Series('', df.index)
+    plain = df.assign(image=[i.removeprefix(f'{s}/') for i, s in zip(df.image, source)])
+    is_one = {s: is_busi(t) for s, t in plain.groupby(source)}
+    lesion = busi_groups().set_index('image').group.astype(str)
+    return [lesion[i] if is_one[s] else None for i, s in zip(plain.image, source)]
 
 def _ties(df, published):
     "For each row its id in each way of knowing, None where there is none, and the digest of its pixels."
@@ -114,7 +118,7 @@ def _hang_together(ties):
              for first in [t.drop_duplicates().reset_index().set_index(c)['index']]]
     return pd.Series(group_images(range(len(ties)), pd.concat([pd.DataFrame(dict(a=[], b=[])), *links])), dtype=int)
 
-# %% ../nbs/10_groups.ipynb #362466ff
+# %% ../nbs/10_groups.ipynb #fa1d9b46
 def known_groups(
     df:pd.DataFrame, # `image`; any of `image_path`, `group`, `patient`, `source`; or `width` and `height`
     published:pd.Series=None, # Digest to group id; those of BUSI and BUS-BRA if None
@@ -134,7 +138,7 @@ def known_groups(
     name = name.where(~clash, way + ' ' + name)
     return pd.DataFrame(dict(group=number.map(name).to_numpy(), known=how.to_numpy()), index=df.index)
 
-# %% ../nbs/10_groups.ipynb #f5e2aefc
+# %% ../nbs/10_groups.ipynb #63d1a851
 def image_groups(
     df:pd.DataFrame, # As for `known_groups`
 )->pd.Series: # A group id (str) for each row
