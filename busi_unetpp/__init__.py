@@ -21,13 +21,14 @@ Modules:
 - `busi_unetpp.figures`: One style for every picture of this book, and the measurements that it has to pass.
 - `busi_unetpp.files`: A full disk or a power cut in the middle of a write costs nothing that was there before.
 - `busi_unetpp.generalization`: What is left of a score on images of a hospital that the network has never seen?
+- `busi_unetpp.groups`: Know which images belong together wherever they lie, and say so where it is not known.
 - `busi_unetpp.hub`: Hand a trained model on with everything that belongs to it, in a folder or on the Hugging Face Hub, and take one in without running anybody's code.
 - `busi_unetpp.images`: Read what a hospital, a scanner or a friend hands over: PNG, JPEG, TIFF, BMP and DICOM, one frame at a time, with the size of a pixel where it is known.
 - `busi_unetpp.learner`: The paper's training as a recipe, and a fastai Learner that follows it.
 - `busi_unetpp.lesions`: Score a prediction where a reader sees it: on the image as it was taken, outline by outline and lesion by lesion.
 - `busi_unetpp.loaders`: The same batches in the same order every time, and no training on a dataset that is broken.
 - `busi_unetpp.losses`: Reward overlap, not pixels, so that a network cannot win by finding nothing.
-- `busi_unetpp.manifest`: Tell whether a copy of BUSI is the published one, file by file.
+- `busi_unetpp.manifest`: Tell whether a copy of BUSI or of BUS-BRA is the published one, file by file.
 - `busi_unetpp.meanings`: Score the same predictions in every way met in the literature, so that any paper's figure can be placed, and read Table 1 with it.
 - `busi_unetpp.metrics`: What a score counts, what it says of an empty mask, and what changes when it is pooled.
 - `busi_unetpp.operating`: How much should a network silence? The whole curve, and one point on it that is chosen on validation images.

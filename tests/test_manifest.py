@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 import zlib
+from importlib.resources import files
 from io import BytesIO
 
 import numpy as np
@@ -13,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from busi_unetpp.dataset import LABELS, BusiError, find_root
-from busi_unetpp.manifest import (decode_png, is_whole, list_files, load_manifest, make_manifest, pixels_sha256, read_sums, reduce_pixels, verify,
-                                  verify_report)
+from busi_unetpp.manifest import (decode_png, find_published, is_whole, list_files, load_manifest, make_busbra_manifest, make_manifest, pixels_sha256, read_sums,
+                                  reduce_pixels, verify, verify_report)
 
 BUSI = os.environ.get('BUSI_PATH')
 needs_busi = pytest.mark.skipif(not BUSI, reason='BUSI IS NOT HERE: set BUSI_PATH to check the manifest against the real dataset')
@@ -207,7 +208,7 @@ def test_a_folder_in_place_of_a_file_is_missing(small):
     assert status(verify(small, m))['normal/normal (1).png'] == 'missing'
 
 def test_no_dataset(tmp_path):
-    with pytest.raises(BusiError, match='no BUSI dataset here'): verify(tmp_path)
+    with pytest.raises(BusiError, match='no published list'): verify(tmp_path)
     with pytest.raises(BusiError, match='no such folder'): verify(tmp_path/'x')
 
 def test_sums_are_taken_over(small, tmp_path):
@@ -253,3 +254,55 @@ def test_manifest_can_be_made_again():
     assert [pixels_sha256(root/f) for f in rows.file] == list(rows.pixels_sha256)
     assert [read_sums(sums)[f] for f in rows.file] == list(rows.sha256)
     assert [reduce_pixels(decode_png(root/f)).shape[:2] for f in rows.file] == list(zip(rows.height, rows.width))
+
+
+# BUS-BRA
+
+BUSBRA = os.environ.get('BUSBRA_PATH')
+needs_busbra = pytest.mark.skipif(not BUSBRA, reason='BUS-BRA IS NOT HERE: set BUSBRA_PATH to check its manifest against the real dataset')
+
+@pytest.fixture
+def busbra(tmp_path):
+    "Four images of two patients in BUS-BRA's layout."
+    root, rng = tmp_path/'above'/'BUSBRA', np.random.default_rng(3)
+    for folder in ('Images', 'Masks'): (root/folder).mkdir(parents=True)
+    names = ['0007-l', '0007-r', '0009-l', '0009-s']
+    for n in names:
+        a = rng.integers(0, 256, (21, 33), dtype=np.uint8)
+        Image.fromarray(a).save(root/'Images'/f'bus_{n}.png')
+        Image.fromarray(a > 99).save(root/'Masks'/f'mask_{n}.png')
+    (root/'bus_data.csv').write_text('ID,Case,Pathology\n' + ''.join(f'bus_{n},{int(n[:4])},benign\n' for n in names))
+    return root
+
+def test_busbra_is_told_by_its_layout_and_compared_by_pixels(busbra, small):
+    m = make_busbra_manifest(busbra)
+    assert list(m.columns) == ['file', 'pixels_sha256', 'width', 'height', 'patient'] and m.patient.dropna().tolist() == ['7', '7', '9', '9']
+    assert find_published(busbra.parent.parent) == ('busbra', busbra) and find_published(small) == ('busi', small)
+    Image.open(busbra/'Images'/'bus_0007-l.png').convert('RGB').save(busbra/'Images'/'bus_0007-l.png', optimize=True)
+    for path in (busbra, busbra.parent, str(busbra)): assert is_whole(verify(path, m)) and set(verify(path, m).detail) == {'same pixels'}
+    (busbra/'Images'/'bus_0009-s.png').unlink()
+    Image.new('1', (33, 21)).save(busbra/'Masks'/'mask_0009-l.png')
+    (busbra/'Masks'/'more.txt').touch()
+    checked = verify(busbra, m)
+    assert {k: v for k, v in status(checked).items() if v != 'ok'} == {'Images/bus_0009-s.png': 'missing', 'Masks/mask_0009-l.png': 'altered', 'Masks/more.txt': 'extra'}
+    assert 'NOT the published dataset BUS-BRA, 2 of 8 files' in verify_report(checked) and 'data fetch busbra DEST' in verify_report(checked)
+
+def test_any_other_dataset_has_no_list(tmp_path):
+    (tmp_path/'images').mkdir()
+    Image.new('L', (9, 9)).save(tmp_path/'images'/'a.png')
+    with pytest.raises(BusiError, match=r'no published list to compare these files with.*BUSI.*BUS-BRA'): verify(tmp_path)
+
+def test_shipped_busbra_manifest():
+    m = load_manifest('busbra')
+    path = files('busi_unetpp').joinpath('busbra_manifest.csv')
+    assert len(m) == 3750 and m.file.is_unique and m.pixels_sha256.str.fullmatch('[0-9a-f]{64}').all() and path.stat().st_size < 400_000
+    images, masks = (m[m.file.str.startswith(f'{f}/')] for f in ('Images', 'Masks'))
+    assert len(images) == len(masks) == 1875 and images.patient.nunique() == 1064 and not images.patient.isna().any() and masks.patient.isna().all()
+    assert images.pixels_sha256.is_unique and not images.pixels_sha256.isin(load_manifest().pixels_sha256).any()
+    both = images.assign(id=images.file.str[len('Images/bus_'):]).merge(masks.assign(id=masks.file.str[len('Masks/mask_'):]), on='id')
+    assert len(both) == 1875 and (both.width_x == both.width_y).all() and (both.height_x == both.height_y).all()
+
+@needs_busbra
+def test_busbra_is_whole():
+    checked = verify(BUSBRA)
+    assert len(checked) == 3750 and set(checked.status) == {'ok'}, verify_report(checked)

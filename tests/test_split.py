@@ -29,7 +29,7 @@ def test_any_split_is_stratified_disjoint_and_complete(counts, seed, share):
         with pytest.raises(BusiError, match='Cannot split'): make_split(df, test_size=share, seed=seed)
         return
     split = make_split(df, test_size=share, seed=seed)
-    assert split.image.tolist() == df.image.tolist() and split.label.tolist() == df.label.tolist() and list(split) == ['image', 'label', 'part', 'group']
+    assert split.image.tolist() == df.image.tolist() and split.label.tolist() == df.label.tolist() and list(split) == ['image', 'label', 'part', 'group', 'known']
     assert set(split.part) == {'train', 'test'} and (split.part == 'test').sum() == n_test
     in_test = (split.part == 'test').groupby(split.label).sum().reindex(LABELS)
     assert ((in_test - n_test/len(df)*np.array(counts)).abs() < 1).all()
@@ -152,3 +152,89 @@ def test_a_name_that_fits_two_images_is_refused(tmp_path):
     (tmp_path/'train.txt').write_text('a\nb\n')
     (tmp_path/'test.txt').write_text('c\n')
     with pytest.raises(BusiError, match="train.txt: 'a' is not in the dataset"): read_split(tmp_path, df)
+
+# what stays as it was, and several sources
+
+RECORDS = Path(__file__).parent.parent/'nbs'/'records'
+BUSI = pd.read_csv(RECORDS/'busi_images.csv')
+
+@pytest.mark.parametrize('fold', range(5))
+def test_recorded_splits_of_busi_are_made_again(fold):
+    recorded = pd.read_csv(RECORDS/f'strong-{fold}-cpu'/'split.csv', dtype=str)
+    made = make_split(BUSI, 'kfold', fold=fold)
+    assert made[['image', 'label', 'part', 'group']].values.tolist() == recorded[['image', 'label', 'part', 'group']].values.tolist() and made.known.all()
+    assert read_split(RECORDS/f'strong-{fold}-cpu'/'split.csv', BUSI).equals(made)               # a split.csv without `known`
+
+def test_real_busi_gives_the_recorded_split(busi_root):
+    from busi_unetpp.dataset import read_busi
+    recorded = pd.read_csv(RECORDS/'strong-0-cpu'/'split.csv', dtype=str)
+    made = make_split(read_busi(busi_root), 'kfold')
+    assert made[['image', 'part', 'group']].values.tolist() == recorded[['image', 'part', 'group']].values.tolist() and made.known.all()
+
+def test_known_is_written_and_is_false_where_nobody_knows(tmp_path):
+    df = table((20, 20, 20)).assign(height=5, patient=[str(i//2) if i < 30 else None for i in range(60)])
+    split = make_split(df, 'grouped')
+    assert split.known.tolist() == [True]*30 + [False]*30
+    path = write_csv(tmp_path/'s.csv', split)
+    assert pd.read_csv(path).known.tolist() == split.known.tolist() and read_split(path, df).equals(split)
+
+def other(n=160):
+    rows = np.arange(n)
+    return pd.DataFrame(dict(image=[f'BUS-BRA/{i}.png' for i in rows], label=np.where(rows % 3, 'benign', 'malignant'), source='BUS-BRA', patient=[f'{i//6}-{i % 3}' for i in rows],
+        width=300, height=300))
+
+def joined(*tables): return pd.concat(tables, ignore_index=True)
+
+NAMED = BUSI.assign(source='BUSI', image='BUSI/' + BUSI.image)
+
+@pytest.mark.parametrize('kind, fold, seed', [('kfold', 0, 42), ('kfold', 3, 42), ('kfold', 1, 7), ('grouped', 0, 42), ('grouped', 0, 3), ('paper', 0, 42)])
+@pytest.mark.parametrize('order', ['first', 'last', 'mixed'])
+def test_busi_is_split_as_if_it_were_alone(kind, fold, seed, order):
+    df = joined(NAMED, other()) if order != 'last' else joined(other(), NAMED)
+    if order == 'mixed':
+        slots = np.random.default_rng(0).permutation(len(df))      # BUSI keeps its own order and is interleaved with the other source
+        df = df.iloc[np.argsort(np.concatenate([np.sort(slots[:780]), np.sort(slots[780:])]))].reset_index(drop=True)
+    split, alone = make_split(df, kind, fold=fold, seed=seed), make_split(BUSI, kind, fold=fold, seed=seed)
+    mine = (df.source == 'BUSI').to_numpy()
+    assert split.image.tolist() == df.image.tolist() and split.part[mine].tolist() == alone.part.tolist() and split.known.all()
+    counts = pd.crosstab([df.source, df.label], split.part)
+    assert (counts > 0).all(axis=None) and (kind == 'paper' or not len(find_leaks(split)))
+    shares = counts.div(counts.sum(axis=1), axis=0).test
+    assert (shares - shares.iloc[0]).abs().max() < .1
+
+def test_a_group_over_two_sources_follows_busi():
+    twins = joined(NAMED, other()).assign(width=1)                                      # nothing is known by name
+    twins['patient'] = [*map(str, range(780)), *other().patient]
+    from busi_unetpp import split as module
+    real = module.known_groups
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(module, 'known_groups', lambda d: real(d).assign(group=lambda g: g.group.where(~d.image.isin(['BUSI/benign/benign (5).png', 'BUS-BRA/7.png', 'BUS-BRA/11.png']), 'both')))
+        for fold in range(5):
+            split = make_split(twins, 'kfold', fold=fold).set_index('image').part
+            assert split['BUS-BRA/7.png'] == split['BUS-BRA/11.png'] == split['BUSI/benign/benign (5).png']
+
+def test_a_source_that_is_too_small_is_named():
+    with pytest.raises(BusiError, match='Source BUS-BRA: Cannot split 3 images into 5 parts'): make_split(joined(NAMED, other(3)), 'kfold')
+
+def test_sets_without_normals_or_without_classes_are_split():
+    df = other()
+    for d in (df, df.assign(label=None), df.assign(label='lesion')):
+        split = make_split(d, 'kfold')
+        assert set(split.part) == set(PARTS) and not len(find_leaks(split))
+        assert make_split(d).part.value_counts()['test'] == 24
+
+@pytest.mark.parametrize('form', [lambda k: k, lambda k: k[:-4], lambda k: f'BUSI/{k}', lambda k: f'BUSI/{k[:-4]}', lambda k: f'BUSI\\{k}', lambda k: k.split('/')[1]])
+def test_lists_are_read_with_and_without_the_source(form, tmp_path):
+    (tmp_path/'train.txt').write_text('\n'.join(map(form, BUSI.image[:5])))
+    (tmp_path/'test.txt').write_text('\n'.join(map(form, BUSI.image[6:9])))
+    assert read_split(tmp_path, BUSI).image.tolist() == [*BUSI.image[:5], *BUSI.image[6:9]]
+    assert read_split(tmp_path, joined(other(), NAMED)).image.tolist() == [f'BUSI/{k}' for k in [*BUSI.image[:5], *BUSI.image[6:9]]]
+
+def test_a_name_of_two_sources_needs_its_source(tmp_path):
+    df = joined(table((2, 2, 2)).assign(source='A'), table((2, 2, 2)).assign(source='B'))
+    df['image'] = df.source + '/' + df.image
+    (tmp_path/'test.txt').write_text('B/benign/3.png')
+    (tmp_path/'train.txt').write_text('A/benign/2.png\nB/benign/2')
+    assert read_split(tmp_path, df).image.tolist() == ['A/benign/2.png', 'B/benign/2.png', 'B/benign/3.png']
+    (tmp_path/'train.txt').write_text('benign/2.png')
+    with pytest.raises(BusiError, match="'benign/2.png' is not in the dataset"): read_split(tmp_path, df)

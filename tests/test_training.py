@@ -366,8 +366,8 @@ def test_a_planted_leak_is_refused_before_anything_is_trained(more_phantom, tmp_
     twin = split[split.part == 'train'].image.iloc[0], split[split.part == 'test'].image.iloc[0]
     path = write_csv(tmp_path/'mine.csv', split)
     from busi_unetpp import split as module
-    groups = module.image_groups
-    monkeypatch.setattr(module, 'image_groups', lambda d: groups(d).where(~d.image.isin(twin), 'one lesion'))
+    groups = module.known_groups
+    monkeypatch.setattr(module, 'known_groups', lambda d: groups(d).assign(group=lambda g: g.group.where(~d.image.isin(twin), 'one lesion')))
     with pytest.raises(BusiError, match='mine.csv: 1 group') as e: run(more_phantom, tmp_path/'run', recipe=RECIPE, split=path)
     assert all(t in str(e.value) for t in twin) and not (tmp_path/'run'/'config.json').exists()
     run(more_phantom, tmp_path/'run', recipe=RECIPE, split=path, allow_leaks=True, epochs=1)
