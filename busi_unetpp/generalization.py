@@ -70,14 +70,15 @@ def holds_images_of(
 def cannot_be_computed(
     df:pd.DataFrame, # From `read_datasets`
     scores:pd.DataFrame, # From `score_set`
-    known:pd.Series, # bool: is the group of each image known?
+    known:pd.Series, # From `known_groups`: how the group of each image is known
 )->list: # Sentences
     "What this set does not allow to say."
     said = []
     if not (scores.area == 0).any(): said.append('No normal images: image-level specificity cannot be computed.')
     if not (scores.area > 0).any(): said.append('No lesions: Dice and sensitivity cannot be computed.')
     if df.label.nunique() < 2: said.append('One class or none is stated: there are no scores by class.')
-    if not known.all(): said.append(f'Patient or group is not known for {int((~known).sum())} images, each of which counts as independent: intervals may be too narrow.')
+    unknown = int((known == 'not known').sum())
+    if unknown: said.append(f'Patient or group is not known for {unknown} images, each of which counts as independent: intervals may be too narrow.')
     return said
 
 # %% ../nbs/36_generalization.ipynb #a862d11b
