@@ -30,7 +30,8 @@ data_app = typer.Typer(help='Look at, check, download or simulate the data.', no
 app.add_typer(data_app, name='data')
 
 DataOpt = Annotated[Optional[Path], typer.Option('--data', help='The dataset: the folder with benign/, malignant/, normal/, or its parent. Default: $BUSI_PATH; with --resume, where the run found it.')]
-DataArg = Annotated[Optional[Path], typer.Argument(help='The dataset: the folder with benign/, malignant/, normal/, or its parent. Default: $BUSI_PATH.')]
+DataArg = Annotated[Optional[Path], typer.Argument(help='The dataset: the folder of BUSI, BUS-BRA, BrEaST or BUS-UCLM, of images/ and '
+    'masks/, or of NAME_mask.png beside NAME.jpg; its parent; or a CSV with the columns image, mask, label. Default: $BUSI_PATH.')]
 TrainedDataOpt = Annotated[Optional[Path], typer.Option('--data', help='The dataset. Default: where the run found it.')]
 SourcesOpt = Annotated[Optional[list[Path]], typer.Option('--data', help='A dataset of any known layout; several for a joint training: --data A --data B. Default: $BUSI_PATH; with --resume, where the run found it.')]
 DeviceOpt = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, mps.')]
@@ -219,18 +220,25 @@ def summary(
     path: DataArg = None,
     as_json: Annotated[bool, typer.Option('--json', help='For machines.')] = False,
 ):
-    "Counts, sizes and problems of a dataset; exit status 1 if there are problems."
-    from busi_unetpp.dataset import summarize
-    s = summarize(path)
+    "Layout, counts, sizes, problems and limits of a dataset; exit status 1 if there are problems."
+    from busi_unetpp.sources import summarize_dataset
+    s = summarize_dataset(path)
     if as_json: print(json.dumps(s, indent=1))
-    else:
-        print(s['root'])
-        print(f"{'':12}{'images':>8}{'masks':>8}{'several masks':>15}")
-        for label, c in s['counts'].items(): print(f"{label:12}{c['images']:8}{c['masks']:8}{c['several_masks']:15}")
-        for side, v in s['sizes'].items(): print(f"{side:8}{v['min']} to {v['max']} pixels, median {v['median']}")
-        print(f"{len(s['problems'])} problem(s)")
-        for p in s['problems']: print(f"  {p['file']}: {p['problem']}; {p['remedy']}")
-    if s['problems']: raise typer.Exit(1)
+    else: _print_summary(s)
+    if s['problems'] or s['masks']: raise typer.Exit(1)
+
+def _print_summary(s):
+    "Print what `summarize_dataset` found."
+    print(s['root'])
+    print(f"layout {s['layout']}, source {', '.join(s['sources'])}, {s['patients'] or 'unknown'} patients")
+    wide = max(12, *(len(label) + 2 for label in s['counts']))
+    print(f"{'':{wide}}{'images':>8}{'masks':>8}{'several masks':>15}")
+    for label, c in s['counts'].items(): print(f"{label:{wide}}{c['images']:8}{c['masks']:8}{c['several_masks']:15}")
+    for side, v in s['sizes'].items(): print(f"{side:8}{v['min']} to {v['max']} pixels, median {v['median']}")
+    for sentence in (*s['limits'], *s['notes']): print(sentence)
+    print(f"{len(s['problems']) + len(s['masks'])} problem(s)")
+    for p in s['masks']: print(f"  {p['problem']}; {p['detail']}")
+    for p in s['problems']: print(f"  {p['file']}: {p['problem']}; {p['remedy']}")
 
 # %% ../nbs/43_cli.ipynb #449428fa
 @data_app.command()

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .dataset import MASK_NAME, BusiError, natural_key, to_gray
+from .dataset import BusiError, natural_key, to_gray
+from .sources import is_mask_file
 
 # %% ../nbs/38_images.ipynb #713dcbb2
 SIDES = (16, 16384)      # pixels
@@ -232,18 +233,16 @@ def _candidates(path, refused):
         for m in matches: yield from ((p, base.resolve()) for p in (_walk(m, refused) if m.is_dir() and not m.is_symlink() else [m]))
 
 # %% ../nbs/38_images.ipynb #7cb7ed84
-def _is_mask(path):
-    "Is it named as a mask of an image that lies beside it, as in BUSI?"
-    m = MASK_NAME.match(path.stem)
-    return m is not None and path.with_name(m['stem'] + path.suffix).exists()
+def _may_be_image(path): return path.is_file() and (path.suffix.lower() in SUFFIXES or is_dicom(path))
 
 def find_images(
     paths, # A path, or several: files, folders (all that is below), patterns with `*`, `?`, `**`
     skip=None, # A folder whose files are left out, for example that of the results
+    masks:list=None, # Filled with the masks that were left out, each once
 )->tuple: # The files (list of Path, each once), and those that were refused (dict of Path to the reason)
     "The image files at `paths` without the masks beside them; raises `BusiError` for a path that is not there and a pattern without match."
     paths, skip = [paths] if isinstance(paths, (str, os.PathLike)) else paths, Path(skip).expanduser().resolve() if skip else None
-    found, refused, seen = [], {}, set()
+    found, refused, seen, left = [], {}, set(), {}
     for path in paths:
         for p, root in _candidates(path, refused):
             try: real = p.resolve(strict=True)
@@ -251,7 +250,10 @@ def find_images(
             else:
                 if real in seen or skip and real.is_relative_to(skip): continue
                 if root and not real.is_relative_to(root): refused[p] = f'a link that leads out of {root.name or root}; name the file itself if it is meant'
-                elif not root or p.is_file() and (p.suffix.lower() in SUFFIXES or is_dicom(p)) and not _is_mask(p):
+                elif root and not _may_be_image(p): continue
+                elif root and is_mask_file(p): left[real] = p
+                else:
                     seen.add(real)
                     found.append(p)
+    if masks is not None: masks += [p for real, p in left.items() if real not in seen]
     return found, refused

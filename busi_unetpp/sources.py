@@ -347,8 +347,8 @@ class Layout:
 
 def _is_busi(root):
     if not all((root/label).is_dir() for label in LABELS): return False
-    files = [p for label in LABELS for p in _list(root/label)]
-    return not files or any(p.suffix.lower() == '.png' for p in files)
+    images = [p for label in LABELS for p in _list(root/label) if not masked_stem(p.stem)]
+    return not images or any(p.suffix.lower() == '.png' for p in images)
 
 # %% ../nbs/03_sources.ipynb #5a8ccec9
 LAYOUTS = {
@@ -424,8 +424,8 @@ def _measure(scan):
         r['width'], r['height'] = want or (0, 0)
         for p in r['mask_paths']:
             if not want or (got := sizes.get(p, want)) == want: continue
-            sizes_differ = f'the mask is {got[0]}x{got[1]}, its image {want[0]}x{want[1]}'
-            scan.problems.append((p, 'mask of another size', f'{sizes_differ}: restore the original mask, or remove both'))
+            remedy = f'the mask is {got[0]}x{got[1]}, its image {want[0]}x{want[1]}: restore the mask, or remove both'
+            scan.problems.append((p, 'mask of another size', remedy))
     return scan
 
 # %% ../nbs/03_sources.ipynb #d12ed265
@@ -578,7 +578,7 @@ def _mask_problem(source, s, normal):
     "The problem that the shares of one source show, as a list of none or one."
     large = int((s > .5).sum())
     if (s == 1).all():
-        return [('every mask is full', f'{source}: the masks of all {len(s)} images are full. Restore the original masks.')]
+        return [('every mask is full', f'{source}: all {len(s)} images are covered. Restore the original masks.')]
     if (s == 0).all() and not normal:
         return [('every mask is empty', f'{source}: none of {len(s)} images has a tumor pixel. '
                  'Restore the original masks, or name the class of the images normal.')]

@@ -43,6 +43,13 @@ def busi_root():
     return find_root()
 
 @pytest.fixture(scope='session')
+def busbra_root():
+    "The real BUS-BRA, or a skip that cannot be overlooked."
+    if not os.environ.get('BUSBRA_PATH'): pytest.skip('BUS-BRA IS NOT HERE: set BUSBRA_PATH to test on the real dataset')
+    from busi_unetpp.sources import find_layout
+    return find_layout(os.environ['BUSBRA_PATH'], 'BUS-BRA')[1]
+
+@pytest.fixture(scope='session')
 def browser():
     "A headless Chromium driven by Playwright, or a skip that cannot be overlooked. Not to be closed by a test."
     sync_api = pytest.importorskip('playwright.sync_api', reason="PLAYWRIGHT IS MISSING, so nothing is tested in a browser: pip install -e '.[dev]'")

@@ -125,7 +125,7 @@ def test_a_given_split_is_used(phantom, folder):
     (('train', '--data', 'phantom', '--out', 'phantom'), 'not empty'),
     (('train', '--out', 'x', '--resume'), 'nothing to resume'),
     (('evaluate', 'phantom'), 'no config.json'),
-    (('data', 'summary', 'empty'), 'no BUSI dataset here'),
+    (('data', 'summary', 'empty'), 'no dataset of a known layout here'),
     (('data', 'verify', 'empty'), 'no BUSI dataset here'),
     (('data', 'phantom', 'p', '--n', '0'), '0'),
 ])
