@@ -17,7 +17,7 @@ Modules:
 - `busi_unetpp.evaluate`: Score a trained network on both parts of its split, and place the paper's Table 1 beside it.
 - `busi_unetpp.explore`: Move the threshold and watch the outline, step through the dataset, drop in an image of your own: the explorer, and the small functions that it is made of.
 - `busi_unetpp.export`: Hand the network to programs that know nothing of this package: one file that takes the pixels of an image and gives a probability for each.
-- `busi_unetpp.fetch`: Get BUSI onto the disk, whole and checked, or say exactly what to do instead.
+- `busi_unetpp.fetch`: Get BUSI or BUS-BRA onto the disk, whole and checked, or say exactly what to do instead.
 - `busi_unetpp.figures`: One style for every picture of this book, and the measurements that it has to pass.
 - `busi_unetpp.files`: A full disk or a power cut in the middle of a write costs nothing that was there before.
 - `busi_unetpp.generalization`: What is left of a score on images of a hospital that the network has never seen?

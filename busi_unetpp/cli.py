@@ -9,7 +9,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'data_app', 'DataOpt', 'DataArg', 'TrainedDataOpt', 'SourcesOpt', 'DeviceOpt', 'print_table1',
            'print_intervals', 'resumable', 'demo', 'train', 'print_unseen', 'evaluate', 'compare', 'Format', 'predict',
-           'export_command', 'summary', 'verify', 'fetch', 'phantom', 'main']
+           'export_command', 'summary', 'verify', 'fetch', 'duplicates', 'phantom', 'main']
 
 # %% ../nbs/43_cli.ipynb #f350c5c8
 import json
@@ -243,17 +243,35 @@ def _print_summary(s):
 # %% ../nbs/43_cli.ipynb #449428fa
 @data_app.command()
 def verify(path: DataArg = None):
-    "Compare every file with the published BUSI; exit status 1 if one is missing or altered. A lossless re-encoding passes."
+    "Compare every file with the published BUSI or BUS-BRA; exit status 1 if one is missing or altered. A lossless re-encoding passes."
     from busi_unetpp.manifest import is_whole, verify, verify_report
     result = verify(path)
     print(verify_report(result))
     if not is_whole(result): raise typer.Exit(1)
 
+# %% ../nbs/43_cli.ipynb #8561b8f9
 @data_app.command()
-def fetch(dest: Annotated[Path, typer.Argument(help='Where BUSI is to be put.')]):
-    "Download BUSI from its authors, or from Kaggle's copy, and verify it (about 200 MB; resumes)."
-    from busi_unetpp.fetch import fetch_busi
-    fetch_busi(dest)
+def fetch(
+    what: Annotated[str, typer.Argument(metavar='[busi|busbra]', help='The dataset; busi if left out.')],
+    dest: Annotated[Optional[Path], typer.Argument(help='Where it is to be put.')] = None,
+):
+    "Download BUSI (200 MB) or BUS-BRA (134 MB, CC BY 4.0) from its authors and verify it; resumes."
+    from busi_unetpp.dataset import BusiError
+    from busi_unetpp.fetch import fetch_busbra, fetch_busi
+    known = dict(busi=fetch_busi, busbra=fetch_busbra)
+    if dest and what.lower() not in known: raise BusiError(f"dataset {what!r}: expected busi or busbra. BUSI: `busi-unetpp data fetch busi DEST`.")
+    known.get(what.lower(), fetch_busi)(dest or what)
+
+@data_app.command()
+def duplicates(
+    path: Annotated[Path, typer.Argument(help='A dataset, or any folder of images: PNG, JPEG, TIFF, BMP; subfolders too, masks left out.')],
+    out: Annotated[Path, typer.Option(help='CSV for the groups (image, group: same lesion, picture: same picture); the pairs go into NAME_pairs.csv beside it.')] = Path('groups.csv'),
+    workers: Annotated[Optional[int], typer.Option(min=1, help='Processes. Default: one a core.')] = None,
+):
+    "Find images that show the same lesion: about 1.5 seconds an image and core, ten minutes for BUSI on two cores."
+    import os
+    from busi_unetpp.duplicates import find_groups
+    find_groups(path, out, workers=workers or os.cpu_count() or 1, progress=True)
 
 @data_app.command()
 def phantom(

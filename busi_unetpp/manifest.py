@@ -122,6 +122,7 @@ def find_busbra(
     "The folder of BUS-BRA at `path` or below it, if there is one."
     path = Path(path).expanduser()
     found = (p.parent for pattern in ('', '*/', '*/*/') for p in sorted(path.glob(f'{pattern}bus_data.csv')))
+    found = (p for p in found if not any(f.startswith('.') for f in p.relative_to(path).parts)) # left by a job that was killed
     return next((p for p in found if all((p/f).is_dir() for f in BUSBRA_FOLDERS)), None)
 
 # %% ../nbs/02_manifest.ipynb #8b6f6cec

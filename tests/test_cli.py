@@ -47,7 +47,7 @@ def demo(folder):
 
 def test_help_names_every_verb(folder):
     out = run('--help', cwd=folder).stdout + run('data', '--help', cwd=folder).stdout
-    for verb in ('demo', 'train', 'evaluate', 'summary', 'verify', 'fetch', 'phantom'): assert verb in out
+    for verb in ('demo', 'train', 'evaluate', 'summary', 'verify', 'fetch', 'duplicates', 'phantom'): assert verb in out
     options = run('train', '--help', cwd=folder).stdout
     for o in ('--data', '--recipe', '--out', '--epochs', '--batch-size', '--size', '--seed', '--split', '--fold', '--split-seed', '--allow-leaks', '--device', '--resume'): assert o in options
 
@@ -126,7 +126,10 @@ def test_a_given_split_is_used(phantom, folder):
     (('train', '--out', 'x', '--resume'), 'nothing to resume'),
     (('evaluate', 'phantom'), 'no config.json'),
     (('data', 'summary', 'empty'), 'no dataset of a known layout here'),
-    (('data', 'verify', 'empty'), 'no BUSI dataset here'),
+    (('data', 'verify', 'empty'), 'no published list to compare these files with'),
+    (('data', 'fetch', 'torrent', 'x'), "dataset 'torrent': expected busi or busbra"),
+    (('data', 'duplicates', 'empty'), 'no images here'),
+    (('data', 'duplicates', 'nowhere'), 'no such folder'),
     (('data', 'phantom', 'p', '--n', '0'), '0'),
 ])
 def test_bad_input_is_one_clear_line(phantom, folder, args, says):
@@ -160,3 +163,27 @@ def test_summary_lists_every_problem(folder):
 def test_verify_says_that_the_phantom_is_not_busi(phantom, folder):
     done = run('data', 'verify', 'phantom', cwd=folder)
     assert done.returncode == 1 and 'missing' in done.stdout
+
+
+def test_duplicates_of_any_folder(phantom, folder):
+    (folder/'clinic'/'ward').mkdir(parents=True)
+    for i, p in enumerate(sorted((phantom/'benign').glob('benign (?).png'))[:2]): (folder/'clinic'/f'{i}.png').write_bytes(p.read_bytes())
+    Image.open(p).convert('L').crop((0, 0, 110, 90)).save(folder/'clinic'/'ward'/'cropped.bmp')
+    (folder/'clinic'/'page.png').write_text('<html>')
+    done = run('data', 'duplicates', 'clinic', '--out', 'found.csv', '--workers', 2, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(folder/'found.csv').set_index('image')
+    assert table.group['1.png'] == table.group['ward/cropped.bmp'] != table.group['0.png'] and 'page.png' not in table.index
+    assert pd.read_csv(folder/'found_pairs.csv')[['a', 'b']].to_numpy().tolist() == [['1.png', 'ward/cropped.bmp']]
+    for text in ('4 images; this takes about', 'comparing pairs: 3 of 3', '3 images in 2 groups by lesion', 'Left out: page.png'): assert text in done.stdout
+
+def test_fetch_takes_a_dataset_and_a_folder(folder, monkeypatch):
+    from typer.testing import CliRunner
+    from busi_unetpp import fetch
+    from busi_unetpp.cli import app
+    asked = []
+    monkeypatch.setattr(fetch, 'fetch_busi', lambda dest: asked.append(('busi', str(dest))))
+    monkeypatch.setattr(fetch, 'fetch_busbra', lambda dest: asked.append(('busbra', str(dest))))
+    for args in (['here'], ['busi', 'here'], ['busbra', 'here'], ['BUSBRA', 'here'], ['busbra'], ['busi']):
+        assert CliRunner().invoke(app, ['data', 'fetch', *args]).exit_code == 0
+    assert asked == [('busi', 'here'), ('busi', 'here'), ('busbra', 'here'), ('busbra', 'here'), ('busbra', 'busbra'), ('busi', 'busi')]

@@ -19,8 +19,9 @@ from PIL import Image
 
 from busi_unetpp import fetch
 from busi_unetpp.dataset import LABELS, BusiError
-from busi_unetpp.fetch import AUTHORS_PAGE, AUTHORS_URL, FOLDER, KAGGLE_HANDLE, KAGGLE_PAGE, SourceError, download, fetch_busi, safe_unzip
-from busi_unetpp.manifest import is_whole, make_manifest, verify
+from busi_unetpp.fetch import (AUTHORS_PAGE, AUTHORS_URL, BUSBRA_PAGE, BUSBRA_URL, FOLDER, KAGGLE_HANDLE, KAGGLE_PAGE, SourceError, download, fetch_busbra,
+                               fetch_busi, safe_unzip)
+from busi_unetpp.manifest import is_whole, make_busbra_manifest, make_manifest, verify
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -336,7 +337,7 @@ def test_without_a_network_one_message_says_all(tmp_path, dead_url, no_kaggle):
     with pytest.raises(BusiError) as e: fetch_busi(dest, url=dead_url, tries=2, **FAST)
     text = str(e.value)
     for part in ('authors: ', 'refused (2 tries)', 'kaggle: kagglehub is not installed', 'pip install "busi-unetpp[kaggle]"', AUTHORS_PAGE, AUTHORS_URL, KAGGLE_PAGE,
-                 'archive.zip', f'into {dest}', f"busi-unetpp data fetch '{dest}'"): assert part in text, part
+                 'archive.zip', f'into {dest}', f"busi-unetpp data fetch busi '{dest}'"): assert part in text, part
     assert not isinstance(e.value, SourceError) and names(dest) == []
 
 def test_name_resolution_failure_is_said_in_words(tmp_path, monkeypatch):
@@ -392,3 +393,60 @@ def test_space_runs_out_while_writing_keeps_the_part(serve, tmp_path, busi, monk
 def test_import_costs_no_network_libraries():
     code = "import sys, busi_unetpp.fetch; print([m for m in ('requests', 'pooch', 'kagglehub', 'torch', 'rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+# --- BUS-BRA, through the same doors
+
+@pytest.fixture(scope='module')
+def busbra(tmp_path_factory):
+    "A tiny BUS-BRA: its folder, its manifest, its zip as at Zenodo, and its files."
+    tmp, rng = tmp_path_factory.mktemp('busbra'), np.random.default_rng(5)
+    for folder, name in (('Images', 'bus_0001-l'), ('Images', 'bus_0002-l'), ('Masks', 'mask_0001-l'), ('Masks', 'mask_0002-l')):
+        (tmp/'BUSBRA'/folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (120, 130), dtype=np.uint8)).save(tmp/'BUSBRA'/folder/f'{name}.png')
+    (tmp/'BUSBRA'/'bus_data.csv').write_text('ID,Case,Pathology\nbus_0001-l,1,benign\nbus_0002-l,2,malignant\n')
+    files = {p.relative_to(tmp).as_posix(): p.read_bytes() for p in sorted(tmp.rglob('*.*'))}
+    return SimpleNamespace(root=tmp/'BUSBRA', manifest=make_busbra_manifest(tmp), zip=make_zip(tmp/'z.zip', files), files=files)
+
+def test_busbra_downloads_resumes_verifies_and_shows_its_license(serve, tmp_path, busbra, capsys):
+    s = serve(busbra.zip.read_bytes(), drops=[40_000], kind='application/octet-stream')
+    root = fetch_busbra(tmp_path/'new', url=s.url, manifest=busbra.manifest, **FAST)
+    assert root == tmp_path/'new'/'BUSBRA' and is_whole(verify(root, busbra.manifest)) and names(root.parent) == ['BUSBRA']
+    assert [a[0] for a in s.asked] == [None, 'bytes=32768-']
+    out = capsys.readouterr().out
+    assert 'Fetching BUS-BRA to' in out and 'dataset BUS-BRA, all 4 files agree' in out and 'CC BY 4.0' in out and '10.1002/mp.16812' in out
+
+def test_a_partial_busbra_is_kept_under_its_own_name(serve, tmp_path, busbra):
+    s = serve(busbra.zip.read_bytes(), drops=[40_000])
+    with pytest.raises(BusiError, match='are kept in .*BUSBRA.zip.part, and the next run goes on'): fetch_busbra(tmp_path, url=s.url, manifest=busbra.manifest, tries=1)
+    assert names(tmp_path) == ['BUSBRA.zip.part', 'BUSBRA.zip.part.tag']
+    fetch_busbra(tmp_path, url=s.url, manifest=busbra.manifest, keep_zip=True)
+    assert names(tmp_path) == ['BUSBRA', 'BUSBRA.zip'] and s.asked[-1][0] == 'bytes=32768-'
+
+def test_both_datasets_live_in_one_folder(serve, tmp_path, busi, busbra, no_network):
+    shutil.copy(busi.zip, tmp_path/'archive.zip')
+    shutil.copy(busbra.zip, tmp_path/'BUSBRA.zip')
+    assert fetch_busi(tmp_path, manifest=busi.manifest) == tmp_path/FOLDER and fetch_busbra(tmp_path, manifest=busbra.manifest) == tmp_path/'BUSBRA'
+    for _ in range(2): assert fetch_busbra(tmp_path, manifest=busbra.manifest) == tmp_path/'BUSBRA' and fetch_busi(tmp_path, manifest=busi.manifest) == tmp_path/FOLDER
+
+def test_busbra_by_hand_without_a_top_folder(tmp_path, busbra, no_network):
+    make_zip(tmp_path/'BUSBRA (1).zip', {k.partition('/')[2]: v for k, v in busbra.files.items()})
+    assert fetch_busbra(tmp_path, manifest=busbra.manifest) == tmp_path/'BUSBRA'
+
+def test_what_is_not_busbra_is_refused(tmp_path, busi, busbra, no_network):
+    shutil.copy(busi.zip, tmp_path/'BUSBRA.zip')
+    with pytest.raises(BusiError, match='so it is not BUS-BRA. Download it again'): fetch_busbra(tmp_path)
+    assert names(tmp_path) == ['BUSBRA.zip']
+    make_zip(tmp_path/'BUSBRA.zip', {**busbra.files, 'BUSBRA/Images/bus_0001-l.png': busbra.files['BUSBRA/Images/bus_0002-l.png']})
+    with pytest.raises(BusiError, match=r'not BUS-BRA as published(.|\n)*altered    Images/bus_0001-l.png(.|\n)*move them away'): fetch_busbra(tmp_path, manifest=busbra.manifest)
+    (tmp_path/'x'/'BUSBRA').mkdir(parents=True)
+    with pytest.raises(BusiError, match='does not hold bus_data.csv'): fetch_busbra(tmp_path/'x')
+
+def test_without_a_network_busbra_says_what_to_do(tmp_path, dead_url):
+    with pytest.raises(BusiError) as e: fetch_busbra(tmp_path/'my data', url=dead_url, tries=2, **FAST)
+    for text in ('BUS-BRA could not be downloaded', 'Zenodo: ', 'refused (2 tries)', BUSBRA_PAGE, 'BUSBRA.zip', f"busi-unetpp data fetch busbra '{tmp_path/'my data'}'"): assert text in str(e.value)
+    assert names(tmp_path/'my data') == [] and BUSBRA_URL == 'https://zenodo.org/records/8231412/files/BUSBRA.zip?download=1'
+
+def test_what_a_killed_job_left_is_not_the_dataset(tmp_path, busbra):
+    shutil.copytree(busbra.root, tmp_path/'.busi-x'/'new')
+    assert fetch._find(fetch.BUSBRA, tmp_path) is None

@@ -131,10 +131,48 @@ def test_data_check_finds_what_was_planted(check, status, parts, small_phantom, 
     assert found.status[check] == status
     if check in ('image values', 'tumors'): assert df.image[tumor] in found.detail[check]
     if check == 'normals': assert f'{(df.label == "normal").sum()} image(s), first {df.image[df.label == "normal"].iloc[0]}' in found.detail[check]
-    if check == 'duplicates': assert found.detail[check].startswith('2 group(s) of identical files, 1 of them in both parts') and any(
+    if check == 'duplicates': assert found.detail[check].startswith('2 group(s) of identical images, 1 of them in both sets') and any(
         f'{df.image[a]} = {df.image[b]}' in found.detail[check] for a, b in ((0, tumor), (1, 2)))
-    other = set(found.index[found.status != 'ok']) - {check}
+    assert found.status['leaks'] == ('warning' if check == 'duplicates' else 'not known')                # identical pixels on both sides are a leak
+    other = set(found.index[found.status != 'ok']) - {check, 'leaks'}
     assert other <= ({'tumors', 'normals'} if check == 'mask values' else set())
+
+def leaks(df, parts, split=None):
+    _, images, masks, _ = parts
+    split = make_split(df) if split is None else split
+    return check_data(df, images, masks, split).set_index('check').loc['leaks']
+
+def test_leaks_are_ok_only_if_every_group_is_known(parts):
+    df = parts[0]
+    n = len(df)
+    assert leaks(df, parts).status == 'not known' and f'for {n} of {n} images' in leaks(df, parts).detail and 'busi-unetpp data duplicates PATH' in leaks(df, parts).detail
+    known = df.assign(patient=[f'p{i}' for i in range(n)])
+    assert leaks(known, parts).status == 'ok' and leaks(known, parts).detail.startswith(f'{n} groups')
+    known.loc[3, 'patient'] = None
+    assert leaks(known, parts).status == 'not known' and f'for 1 of {n} images' in leaks(known, parts).detail
+    one = df.assign(group='all')
+    assert leaks(one, parts).status == 'warning' and '1 of them in more than one set' in leaks(one, parts).detail
+    assert leaks(one, parts, make_split(one)[['image', 'label', 'part']]).status == 'warning'                # a split without groups
+
+def test_lossless_copies_in_both_sets_are_a_leak(parts, tmp_path):
+    from PIL import Image
+    df = parts[0].assign(patient=[f'p{i}' for i in range(len(parts[0]))])
+    split = make_split(df)
+    a, b = (int(np.flatnonzero(split.part == p)[0]) for p in ('train', 'test'))
+    assert leaks(df, parts, split).status == 'ok'
+    Image.open(df.image_path[a]).convert('L').save(tmp_path/'copy.bmp')
+    df.at[b, 'image_path'] = tmp_path/'copy.bmp'
+    for s in (split, make_split(df).assign(part=split.part)): assert leaks(df, parts, s).status == 'warning'
+
+def test_data_check_of_sets_without_normals_or_classes(parts):
+    df, images, masks, split = parts
+    rows = (df.label != 'normal').to_numpy()
+    found = check_data(df[rows], images[rows], masks[rows], split[rows]).set_index('check')
+    assert set(found.status.drop('leaks')) == {'ok'} and 'no image-level specificity' in found.detail['classes'] and found.detail['normals'] == 'there are none'
+    found = check_data(df.assign(label=None), images, masks, split.assign(label=None)).set_index('check')
+    assert set(found.status.drop('leaks')) == {'ok'} and 'no class' in found.detail['classes'] and 'no scores by these classes' in found.detail['classes']
+    extra = check_data(df, images, masks, split, more=[lambda *args: [('inverted', 'warning', f'{len(args)} given')]]).set_index('check')
+    assert tuple(extra.loc['inverted']) == ('warning', '4 given')
 
 
 # checkpoint and learner
