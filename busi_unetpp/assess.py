@@ -67,6 +67,7 @@ class Assessment:
     intervals:pd.DataFrame # metric, value, low, high
     by_class:pd.DataFrame # A row a class
     by_size:pd.DataFrame # A row a band of lesion sizes
+    by_source:pd.DataFrame # A row a source; empty for a single one
     meanings:pd.DataFrame # name, formula, value, where met
     reliability:pd.DataFrame # From `calibrate`
     calibration:dict # From `calibrate`
@@ -82,10 +83,14 @@ def assess(
     "All scores of the predictions of a run; raises `BusiError` where maps and images do not fit together."
     rows = {part: (split.part == part).to_numpy() for part in probs}
     masks = {part: np.asarray(masks)[r] for part, r in rows.items()}
-    scores = pd.concat([score_images(df[r], probs[part], drop_below=smallest).assign(part=part, group=split.group[r].to_numpy()) for part, r in rows.items()], ignore_index=True)
+    def of(part, r):
+        more = dict(source=df.source[r].to_numpy()) if 'source' in df and df.source.nunique() > 1 else {}
+        return score_images(df[r], probs[part], drop_below=smallest).assign(part=part, group=split.group[r].to_numpy(), **more)
+    scores = pd.concat([of(part, r) for part, r in rows.items()], ignore_index=True)
     test = scores[scores.part == 'test'].reset_index(drop=True)
     calibration, table = calibrate(probs, masks)
     return Assessment(scores, summarize_scores(test), interval_table(test, test[['image', 'group']]), by_group(test, 'label'), by_group(test[test.lesions > 0], 'size_band'),
+        by_group(test, 'source') if 'source' in test else pd.DataFrame(),
         iou_meanings(probs['test'], masks['test'], test.label, test, batch_size), table, calibration)
 
 # %% ../nbs/31_assess.ipynb #d0cc49b6
@@ -96,7 +101,8 @@ def write_assessment(
     "Write the tables and the summary into the run's folder, each file whole or not at all."
     out = Path(out)
     for name in ('scores', 'intervals', 'meanings', 'reliability'): write_csv(out/f'{name}.csv', getattr(a, name))
-    for name in ('by_class', 'by_size'): write_csv(out/f'{name}.csv', getattr(a, name).reset_index())
+    for name in ('by_class', 'by_size', 'by_source'):
+        if len(getattr(a, name)): write_csv(out/f'{name}.csv', getattr(a, name).reset_index())
     found = dict(test=a.summary, intervals={r.metric: [r.low, r.high] for r in a.intervals.itertuples()}, groups=int(a.scores[a.scores.part == 'test'].group.nunique()), calibration=a.calibration)
     write_json(out/'evaluation.json', found)
     return found

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from skimage.measure import label
 
-from .dataset import BusiError, LABELS, merge_masks, read_mask, read_masks
+from .dataset import BusiError, order_labels, read_masks
 from .metrics import COUNTS, per_image_scores
 
 # %% ../nbs/22_lesions.ipynb #a17eba84
@@ -190,8 +190,9 @@ def by_group(
     parts = score_parts(table).groupby(table[column])
     sums = parts.sum()
     sizes = pd.DataFrame(dict(images=parts.size(), with_tumor=sums.has.astype(int), lesions=sums.lesions.astype(int)))
-    order = [g for g in (*LABELS, 'none', *SIZE_BANDS) if g in sums.index]
-    return sizes.join(combine_parts(parts.mean())).reindex(order or sums.index)
+    bands = ['none', *SIZE_BANDS]
+    order = [b for b in bands if b in sums.index] if set(sums.index) <= set(bands) else order_labels(sums.index)
+    return sizes.join(combine_parts(parts.mean())).reindex(order)
 
 def summarize_scores(
     table:pd.DataFrame, # From `score_images`

@@ -187,7 +187,7 @@ def check_data(
     flat = df.image[images.max(axis=(1, 2)) == images.min(axis=(1, 2))]
     say('image values', len(flat), f'gray levels {images.min()} to {images.max()}; without any contrast: {some(flat)}', 'warning')
     empty, normal = masks.reshape(len(masks), -1).max(axis=1) == 0, (df.label == 'normal').to_numpy()
-    tumor = df.image[empty & ~normal & df.label.notna().to_numpy()]
+    tumor = df.image[empty & ~df.label.isin(['normal', 'unlabeled']).to_numpy() & df.label.notna().to_numpy()]
     say('normals', any(~empty & normal), f'with a tumor in the mask: {some(df.image[~empty & normal])}' if any(normal) else 'there are none')
     say('tumors', len(tumor), f'with an empty mask: {some(tumor)}', 'warning')
     rows.append(('classes', *_check_classes(split)))

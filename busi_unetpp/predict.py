@@ -540,7 +540,8 @@ def predict_folder(
 )->pd.DataFrame: # `results.csv`; its `attrs['unreadable']` is a dict of what was left out, with the reasons
     "Predict every image at `paths` and write masks, maps, overlays and tables to `out`; raises `BusiError` if there is nothing to predict, or `out` holds other results."
     if not isinstance(batch_size, int) or batch_size < 1: raise BusiError(f"batch_size {batch_size!r}: expected a whole number from 1.")
-    found, refused = find_images(paths, skip=out)
+    found, refused = find_images(paths, skip=out, masks=(left_out := []))
+    if left_out: warnings.warn(f'{len(left_out)} file(s) are masks of other images by name and place and were left out, first {left_out[0]}. Name a file itself to have it predicted.')
     unreadable = {_text(p): why for p, why in refused.items()}
     if not found: raise BusiError('No images found.' + ''.join(f' {p}: {why}.' for p, why in list(unreadable.items())[:3]) + ' Name files (PNG, JPEG, TIFF, BMP, DICOM) or a folder that holds some.')
     model, out = model or _strong(), _start(out, resume, overwrite)

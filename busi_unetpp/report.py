@@ -18,7 +18,7 @@ import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from .dataset import LABEL_COLORS, LABELS
+from .dataset import LABEL_COLORS, order_labels
 from .evaluate import table1
 from .figures import COLORS, TRUTH, WIDTH, styled
 from .preprocess import show_overlay
@@ -92,9 +92,9 @@ def plot_dice(
     floor = max(area[area > 0].min(initial=1.)/4, 1e-5)
     x = area.copy()
     x[area == 0] = floor*np.linspace(.8, 1.25, (area == 0).sum())             # normals have no area: a column of their own
-    for label in LABELS:
+    for label in order_labels(table.label):
         g = (table.label == label).to_numpy()
-        if g.any(): ax.scatter(x[g], table.dice[g], s=16, alpha=.6, lw=0, color=LABEL_COLORS[label], label=f'{label}, mean {table.dice[g].mean():.2f}')
+        ax.scatter(x[g], table.dice[g], s=16, alpha=.6, lw=0, color=LABEL_COLORS.get(label, COLORS['gray']), label=f'{label}, mean {table.dice[g].mean():.2f}')
     ticks = [t for t in (.002, .005, .01, .02, .05, .1, .2, .5) if t > 3*floor]
     has_normals = int((area == 0).any())
     ax.set(xscale='log', ylim=(-.05, 1.05), xlabel='tumor area (share of the image)', ylabel='Dice of the image')

@@ -8,7 +8,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/run.html.md"""
 
 # %% auto #0
 __all__ = ['read_config', 'open_run', 'as_paths', 'provenance', 'describe_data', 'choose_use', 'as_used', 'read_choices',
-           'open_data', 'evaluate_run', 'train_run', 'demo_folder', 'demo_run', 'record_run']
+           'open_data', 'evaluate_run', 'mask_rows', 'train_run', 'demo_folder', 'demo_run', 'record_run']
 
 # %% ../nbs/33_run.ipynb #54e4c322
 import hashlib
@@ -42,7 +42,7 @@ from .operating import SMALLEST, choose_point, score_views
 from .preprocess import cache_folder, load_arrays
 from .presence import is_silenced
 from .report import pick_cases, plot_cases, plot_curves, plot_dice, render_report
-from .sources import read_datasets
+from .sources import check_masks, read_datasets
 from .split import KINDS, check_leaks, make_split, read_split
 from .uncertainty import Views
 
@@ -154,7 +154,8 @@ def _score(out, config, df, images, masks, split, device, checks):
         ('Cases', cases, 'Image, true mask, prediction with the true outline: equal steps through the ranking by Dice, worst first; the last row is a normal image.'),
         ('What IoU means', meanings, 'The same predictions under every meaning of IoU met in the literature.'),
         ('Calibration', calibration, 'Share of tumor among the pixels of each confidence, over pixels of at least 1 %. The dotted line is an honest probability.')]
-    tables = [('At original size', assessment.intervals, f"Test part, with 95 % intervals over {assessment.scores[assessment.scores.part == 'test'].group.nunique()} groups of images of one lesion. Distances in pixels of the original image; a missed lesion costs the diagonal."),
+    by_source = [('By source, at original size', assessment.by_source.T.reset_index(), '')] if len(assessment.by_source) else []
+    tables = [*by_source, ('At original size', assessment.intervals, f"Test part, with 95 % intervals over {assessment.scores[assessment.scores.part == 'test'].group.nunique()} groups of images of one lesion. Distances in pixels of the original image; a missed lesion costs the diagonal."),
         ('By class, at original size', assessment.by_class.T.reset_index(), ''), ('By lesion size, at original size', assessment.by_size.T.reset_index(), 'small: up to 3 % of the image, medium: up to 10 %, large: more.'),
         ('Every meaning of IoU', assessment.meanings, '')]
     write_assessment(assessment, out)
@@ -211,13 +212,24 @@ def evaluate_run(
     trained, config['dataset'] = config['dataset'], describe_data(df, images, masks, as_paths(data or config['dataset']['path']))
     if config['dataset']['pixels_sha256'] != trained['pixels_sha256']:
         warnings.warn(f"{data or trained['path']}: the pixels are not those that {out} was trained on, so its numbers will differ.")
-    return _score(out, config, df, images, masks, split, pick_device(device), check_data(df, images, masks, split).to_dict('records'))
+    return _score(out, config, df, images, masks, split, pick_device(device), check_data(df, images, masks, split, [mask_rows]).to_dict('records'))
+
+# %% ../nbs/33_run.ipynb #bc03d992
+def mask_rows(
+    df:pd.DataFrame, # From `read_datasets`
+    images, # Not used
+    masks, # uint8 `(N, size, size)`
+    split, # Not used
+)->list: # `(check, status, detail)`, for `check_data`
+    "What is wrong with the masks of a source as a whole."
+    found = check_masks(df, masks.reshape(len(masks), -1).mean(1))
+    return [('masks', 'error' if found else 'ok', '; '.join(f'{problem}: {detail}' for problem, detail in found) or 'neither inverted nor all full')]
 
 # %% ../nbs/33_run.ipynb #1480848e
 def _say_checks(checks):
-    for c in checks.itertuples(): print(f'  {c.status:8}{c.check}: {c.detail}')
+    for c in checks.itertuples(): print(f'  {c.status:10}{c.check}: {c.detail}')
     bad = checks[checks.status == 'error']
-    if len(bad): raise BusiError(f"The data check failed: {bad.check.iloc[0]}: {bad.detail.iloc[0]}. Mend the data and run again.")
+    if len(bad): raise BusiError(f"The data check failed: {bad.check.iloc[0]}: {bad.detail.iloc[0]}. Correct the data and run again.")
 
 # %% ../nbs/33_run.ipynb #e5a2dacc
 def _continued(stored, recipe, overrides):
@@ -249,7 +261,7 @@ def _load(df, recipe, split, refuse_leaks):
     if refuse_leaks: check_leaks(chosen, split or 'the split')
     df, images, masks = _arrays_of(chosen, df, recipe.size)
     if df.source.nunique() > 1: chosen = chosen.assign(source=df.source)
-    checks = check_data(df, images, masks, chosen)
+    checks = check_data(df, images, masks, chosen, [mask_rows])
     print('Data check')
     _say_checks(checks)
     return df, images, masks, chosen, checks
@@ -346,6 +358,6 @@ def record_run(
     write_json(dest/'config.json', config)
     tables = ('split', 'history', 'per_image', 'scores', 'intervals', 'by_class', 'by_size', 'meanings', 'reliability')
     names = [*(f'{t}.csv' for t in tables), 'metrics.json', 'evaluation.json', 'curves.png'] + ['figure.png', 'preview.png']*pictures
-    if (run/'choices.json').exists(): names.append('choices.json')
+    names += [n for n in ('choices.json', 'by_source.csv') if (run/n).exists()]
     for name in names: write_file(dest/name, (run/name).read_bytes())
     return dest
