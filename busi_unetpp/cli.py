@@ -144,7 +144,7 @@ def print_unseen(
 def evaluate(
     run: Annotated[Path, typer.Argument(help='Folder of a finished run.')],
     data: TrainedDataOpt = None,
-    out: Annotated[Optional[Path], typer.Option(help='For a set that the run has not seen: folder for the results. Default: RUN/unseen-SOURCE.')] = None,
+    out: Annotated[Optional[Path], typer.Option(help='For a set that the run has not seen: folder for the results. Default: RUN/unseen-NAME, after the folder of the data.')] = None,
     sensitivity: Annotated[Optional[float], typer.Option(help='For a set that the run has not seen: share of the validation lesions that must be found, 0.8 to 1.')] = None,
     device: DeviceOpt = 'auto',
 ):
@@ -152,9 +152,7 @@ def evaluate(
     from busi_unetpp.generalization import evaluate_unseen, holds_images_of
     from busi_unetpp.run import evaluate_run
     if data and not holds_images_of(run, data):
-        out = out or run/f'unseen-{data.name}'
-        print_unseen(evaluate_unseen(run, data, out, device, sensitivity))
-        return print(f'Results: {out}')
+        return print_unseen(evaluate_unseen(run, data, out, device, sensitivity))
     evaluate_run(run, data, device)
     print_table1(run)
     print_intervals(run)

@@ -21,12 +21,12 @@ import torch
 from .checkpoint import load_weights
 from .dataset import BusiError
 from .files import check_writable, made_with, write_csv, write_json
-from .groups import known_groups
+from .groups import known_groups, pixel_digests
 from .lesions import summarize_scores
 from .loaders import pick_device
 from .operating import FOUND, SMALLEST, choose_threshold, operating_curve, predict_set, score_views
 from .preprocess import load_arrays
-from .run import read_choices, read_config
+from .run import DIGITS, as_paths, read_choices, read_config
 from .sources import read_datasets
 from .stats import bootstrap_groups, interval_table
 from .uncertainty import choose_flag, image_uncertainty
@@ -34,11 +34,16 @@ from .uncertainty import choose_flag, image_uncertainty
 # %% ../nbs/36_generalization.ipynb #b28f1437
 def seen_in_training(
     df:pd.DataFrame, # From `read_datasets`
-    split:pd.DataFrame, # The run's split: columns part, group
+    split:pd.DataFrame, # The run's `split.csv`: columns part, group, and known, pixels (start of the digest) where it has them
 )->np.ndarray: # bool `(len(df),)`
-    "The images that belong to a group of the run's training or validation set."
-    used = set(split.group[split.part.isin(['train', 'valid'])].astype(str))
-    return known_groups(df).group.astype(str).isin(used).to_numpy()
+    "The images of a known group, or with the pixels, of the run's training or validation set."
+    used = split[split.part.isin(['train', 'valid'])]
+    if 'known' in used: groups = used.group[used.known.astype(str) == 'True']
+    else: groups = used.group
+    mine = known_groups(df)
+    by_group = mine.group.astype(str).isin(set(groups.astype(str))) & (mine.known != 'not known')
+    by_pixels = pixel_digests(df).str[:DIGITS].isin(set(used.pixels)) if 'pixels' in used else False
+    return (by_group | by_pixels).to_numpy()
 
 # %% ../nbs/36_generalization.ipynb #97608bb8
 def _uncertainty_of(views, choices):
@@ -121,7 +126,7 @@ def transfer_flag(
 def evaluate_unseen(
     run, # The folder of a finished run
     data, # A dataset that the run was not trained on, or a list of several
-    out=None, # Folder for the results; `RUN/unseen-SOURCE` if None
+    out=None, # Folder for the results; `RUN/unseen-NAME`, after the folder of the data, if None
     device:str='auto', # Where to compute
     sensitivity:float=None, # Another operating point: share of the validation lesions to find, 0-1
 )->dict: # What `unseen.json` holds
@@ -133,7 +138,7 @@ def evaluate_unseen(
     seen = seen_in_training(df, pd.read_csv(run/'split.csv'))
     if seen.all(): raise BusiError(f"{data}: the run {run} was trained on all of these images or on others of the same lesions. Use `busi-unetpp evaluate {run}` without --data to score it on its own test set.")
     df = df[~seen].reset_index(drop=True)
-    out = check_writable(out or run/f"unseen-{'-'.join(df.source.unique())}")
+    out = check_writable(out or run/f"unseen-{'-'.join(Path(p).name for p in as_paths(data)) or 'BUSI'}")
     images, _ = load_arrays(df, config['recipe']['size'])
     net = load_weights(run/'model.safetensors').to(pick_device(device), memory_format=torch.channels_last).eval()
     return _write_unseen(out, run, config, choices, df, score_set(net, df, images, choices), int(seen.sum()))
