@@ -129,11 +129,13 @@ def evaluate_unseen(
     out=None, # Folder for the results; `RUN/unseen-NAME`, after the folder of the data, if None
     device:str='auto', # Where to compute
     sensitivity:float=None, # Another operating point: share of the validation lesions to find, 0-1
+    tta:bool=None, # Four views of each image instead of a single one? As the run chose if None
 )->dict: # What `unseen.json` holds
     "Score a run's network on a set it has not seen; writes unseen.json, scores.csv, intervals.csv and operating.csv. Raises `BusiError` if the network has seen all of it."
     run, config, choices = Path(run).expanduser(), read_config(run), read_choices(run)
     if 'finished' not in config: raise BusiError(f"{run}: this run is not finished. Continue it with `busi-unetpp train --out {run} --resume`.")
     if sensitivity is not None: choices = choices | dict(presence_threshold=_point(run, choices, sensitivity))
+    if tta is not None: choices = choices | dict(tta=tta)
     df = read_datasets(data)
     seen = seen_in_training(df, pd.read_csv(run/'split.csv'))
     if seen.all(): raise BusiError(f"{data}: the run {run} was trained on all of these images or on others of the same lesions. Use `busi-unetpp evaluate {run}` without --data to score it on its own test set.")

@@ -190,25 +190,48 @@ def at_point(
 
 # %% ../nbs/39_predict.ipynb #79717421
 def _judgement(run, judged):
-    "What was scored of a run: as it is used and with its flag if it was judged, else as it was trained."
+    "What was scored of a run, and how it is to be used."
     path, help = (Path(judged)/'judgement.json', f'python -m busi_unetpp.strong {run} {judged}') if judged else (run/'evaluation.json', f'busi-unetpp evaluate {run}')
     try: found = json.loads(path.read_text())
     except (OSError, ValueError): raise BusiError(f"{path}: cannot be read, so there is no score to ship. Run `{help}`.") from None
-    if not judged: return found, dict(temperature=found['calibration']['temperature'])
+    if not judged:
+        from busi_unetpp.run import read_choices
+        return found, read_choices(run) or dict(temperature=found['calibration']['temperature'])
     if found['runs'] != [run.name]: raise BusiError(f"{judged}: judges {', '.join(found['runs'])}, not {run.name}. Judge the run that is to be shipped.")
     return found, dict(smallest=found['smallest'], flag=found['flag']['threshold'], **{k: found[k] for k in ('presence_threshold', 'tta', 'points')})
 
+def _attribution(dataset):
+    "Whom to cite for the data that a network was trained on."
+    from busi_unetpp.fetch import BUSBRA, BUSI
+    names = dataset.get('sources') or [dataset['name']]
+    return [citation for word, citation in (('BUSI', BUSI.citation), ('BUS-BRA', BUSBRA.citation)) if any(word.replace('-', '') in n.replace('-', '') for n in names)]
+
+def _by_source(run):
+    path = run/'by_source.csv'
+    if not path.exists(): return {}
+    table = pd.read_csv(path, index_col=0)
+    return table.astype(object).where(table.notna(), None).to_dict('index')
+
+# %% ../nbs/39_predict.ipynb #f92641a9
 def ship_run(
     run, # The folder of a finished, evaluated run
     path, # Where to write, `.safetensors`
-    judged=None, # The folder that `strong.judge` wrote about this run: its scores, smallest finding and flag go along
+    judged=None, # The folder that `strong.judge` wrote about this run, if its scores, smallest region and flag are to go along
+    flag:float=None, # A human should look at an image whose uncertainty is above; that of `judged`, or none, if None
+    tta:bool=None, # Four views as the default? As the run chose if None
+    unseen=(), # Folders that `evaluate_unseen` wrote: scores on sets that this recipe's networks had not seen
+    limits:str='', # One sentence, for every result
 )->Path: # The path
     "Write a run's network into one file that predicts; raises `BusiError` if the run is not finished or was not evaluated."
     from busi_unetpp.run import read_config
     run, config = Path(run), read_config(run)
     found, choices = _judgement(run, judged)
+    choices |= {k: v for k, v in dict(flag=flag, tta=tta).items() if v is not None}
     r, data = config['recipe'], config['dataset']
-    card = dict(recipe=r, dataset={k: data[k] for k in ('name', 'images', 'counts', 'pixels_sha256')}, test=found['test'], intervals=found['intervals'], groups=found['groups'], commit=config['commit'], notice=NOTICE)
+    elsewhere = [json.loads((Path(u)/'unseen.json').read_text()) for u in unseen]
+    card = dict(recipe=r, dataset={k: data[k] for k in ('name', 'images', 'counts', 'sources', 'pixels_sha256') if k in data}, test=found['test'], by_source=_by_source(run),
+        intervals=found['intervals'], groups=found['groups'], unseen=[{k: u[k] for k in ('trained_on', 'tested_on', 'images', 'groups', 'test', 'intervals')} for u in elsewhere],
+        limits=limits, attribution=_attribution(data), commit=config['commit'], notice=NOTICE)
     return save_model(path, Model(load_weights(run/'model.safetensors'), r['size'], card=card, **choices), r['model'])
 
 # %% ../nbs/39_predict.ipynb #23c37bd0
@@ -298,6 +321,7 @@ class Prediction:
     model: str = ''            # Name of the model
     presence: float = None     # Probability that the image shows a lesion, 0-1; None if the model does not say
     silenced: bool = False     # Is the mask empty because `presence` is below the model's threshold?
+    limits: str = ''           # What is known about the model's errors, one sentence
     notice: str = NOTICE
 
     @property
@@ -320,7 +344,7 @@ class Prediction:
     def _repr_html_(self):
         table = self.lesions.to_html(index=False, float_format='%.2f', na_rep='', border=0)
         picture = base64.b64encode(self._repr_png_()).decode()
-        return f'<img alt="overlay" style="max-width:100%" src="data:image/png;base64,{picture}"><p>{html.escape(self.name)}: {self.summary}, uncertainty {self.score:.2f}</p>{table if len(self.lesions) else ""}<p>{self.notice}</p>'
+        return f'<img alt="overlay" style="max-width:100%" src="data:image/png;base64,{picture}"><p>{html.escape(self.name)}: {self.summary}, uncertainty {self.score:.2f}</p>{table if len(self.lesions) else ""}<p>{self.notice} {html.escape(self.limits)}</p>'
 
 # %% ../nbs/39_predict.ipynb #70236a08
 def predict_frames(
@@ -342,7 +366,7 @@ def predict_frames(
         p, u = to_original(probs[i], *f.pixels.shape), to_original(maps[i], *f.pixels.shape)
         mask = drop_small(p > model.threshold, model.smallest) if not silenced[i] else np.zeros(f.pixels.shape, bool)
         yield Prediction(f, mask, p, u, scores[i], None if model.flag is None else scores[i] > model.flag, measure_lesions(mask, p, f.spacing_mm),
-            model.name, None if presence is None else float(presence[i]), silenced[i])
+            model.name, None if presence is None else float(presence[i]), silenced[i], model.card.get('limits', ''))
 
 @lru_cache(maxsize=1)
 def _strong(): return load_model()
@@ -368,7 +392,7 @@ def _record(p, key):
     "All numbers of a prediction, for JSON, which has no NaN."
     f, lesions = p.frame, p.lesions.astype(object).where(p.lesions.notna(), None)
     return dict(name=_text(p.name), file=_text(f.source or f.name), frame=f.index, frames=f.frames, height=p.mask.shape[0], width=p.mask.shape[1], spacing_mm=f.spacing_mm,
-        findings=len(p.lesions), presence=None if p.presence is None else round(p.presence, 4), silenced=p.silenced, uncertainty=round(p.score, 4), to_human=p.flag, lesions=lesions.to_dict('records'), model=p.model, key=key, notice=p.notice)
+        findings=len(p.lesions), presence=None if p.presence is None else round(p.presence, 4), silenced=p.silenced, uncertainty=round(p.score, 4), to_human=p.flag, lesions=lesions.to_dict('records'), model=p.model, key=key, limits=p.limits, notice=p.notice)
 
 def save_prediction(
     folder, # Where to write; made if need be
@@ -497,12 +521,12 @@ images/NAME_overlay.png        to look at
 images/NAME.json               the numbers of one image
 """
 
-def _start(out, resume, overwrite):
+def _start(out, resume, overwrite, limits):
     "The folder of the results, ready to be written to."
     out = check_writable(out)
     if (out/'results.csv').exists() and not (resume or overwrite):
         raise BusiError(f"{out}: holds results already. Choose another folder, go on with resume (--resume), or replace them with overwrite (--overwrite).")
-    write_file(out/'README.txt', README)
+    write_file(out/'README.txt', README + (f'\n{limits}\n' if limits else ''))
     return out
 
 def _predict_batch(batch, folder, model, tta, dropout, resume):
@@ -517,7 +541,7 @@ def _predict_batch(batch, folder, model, tta, dropout, resume):
 
 def _stream(found, out, model, settings, unreadable, batch_size, tta, dropout, resume, progress):
     "Predict the files one batch after the other; leaves valid tables if it is interrupted."
-    results, complete = Results(out, dict(notice=NOTICE, settings=settings, card=model.card)), False
+    results, complete = Results(out, dict(notice=NOTICE, limits=model.card.get('limits', ''), settings=settings, card=model.card)), False
     try:
         with _progress(len(found), progress) as step:
             for batch in _in_batches(_frames(found, json.dumps(settings), unreadable, step), batch_size):
@@ -544,11 +568,12 @@ def predict_folder(
     if left_out: warnings.warn(f'{len(left_out)} file(s) are masks of other images by name and place and were left out, first {left_out[0]}. Name a file itself to have it predicted.')
     unreadable = {_text(p): why for p, why in refused.items()}
     if not found: raise BusiError('No images found.' + ''.join(f' {p}: {why}.' for p, why in list(unreadable.items())[:3]) + ' Name files (PNG, JPEG, TIFF, BMP, DICOM) or a folder that holds some.')
-    model, out = model or _strong(), _start(out, resume, overwrite)
+    model = model or _strong()
+    out = _start(out, resume, overwrite, model.card.get('limits', ''))
     tta = model.tta if tta is None else tta
     settings = dict(model=model.name, model_sha256=model.digest, size=model.size, **{k: v for k, v in model.choices.items() if k not in ('tta', 'points')}, tta=tta, dropout=dropout)
     try: _stream(found, out, model, settings, unreadable, batch_size, tta, dropout, resume, progress)
     except OSError as e: raise BusiError(f"{out}: the results could not be written ({e.strerror or e}). Make room or choose another folder, and go on with resume.") from e
     table = pd.read_csv(out/'results.csv')
-    table.attrs['unreadable'] = unreadable
+    table.attrs |= dict(unreadable=unreadable, limits=model.card.get('limits', ''))
     return table
