@@ -12,6 +12,7 @@ __all__ = ['FAILED', 'seen_in_training', 'score_set', 'holds_images_of', 'cannot
 
 # %% ../nbs/36_generalization.ipynb #1666229f
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from .lesions import summarize_scores
 from .loaders import pick_device
 from .operating import FOUND, SMALLEST, choose_threshold, operating_curve, predict_set, score_views
 from .preprocess import load_arrays
-from .run import DIGITS, as_paths, read_choices, read_config
+from .run import DIGITS, as_paths, provenance, read_choices, read_config
 from .sources import read_datasets
 from .stats import bootstrap_groups, interval_table
 from .uncertainty import choose_flag, image_uncertainty
@@ -143,14 +144,20 @@ def evaluate_unseen(
     out = check_writable(out or run/f"unseen-{'-'.join(Path(p).name for p in as_paths(data)) or 'BUSI'}")
     images, _ = load_arrays(df, config['recipe']['size'])
     net = load_weights(run/'model.safetensors').to(pick_device(device), memory_format=torch.channels_last).eval()
-    return _write_unseen(out, run, config, choices, df, score_set(net, df, images, choices), int(seen.sum()))
+    made = dict(seed=config['recipe']['seed'], device=provenance(next(net.parameters()).device)['device'], command=_command(run, data, out, sensitivity, tta))
+    return _write_unseen(out, run, config, choices, df, score_set(net, df, images, choices), int(seen.sum()), made)
+
+def _command(run, data, out, sensitivity, tta):
+    words = ['busi-unetpp', 'evaluate', run.name, *(w for p in as_paths(data) for w in ('--data', Path(p).name)), '--out', Path(out).name]
+    if sensitivity is not None: words += ['--sensitivity', str(sensitivity)]
+    return shlex.join(words + ({True: ['--tta'], False: ['--no-tta']}.get(tta, [])))
 
 def _point(run, choices, sensitivity):
     enough = [p for p in choices.get('points', []) if p['sensitivity'] >= sensitivity - 1e-9]
     if not enough: raise BusiError(f"{run}: keeps no operating point for the sensitivity {sensitivity}. Leave --sensitivity out.")
     return min(enough, key=lambda p: p['sensitivity'])['threshold']
 
-def _write_unseen(out, run, config, choices, df, scored, n_seen):
+def _write_unseen(out, run, config, choices, df, scored, n_seen, made):
     groups = known_groups(df)
     scores, open_scores = (s.assign(group=groups.group.to_numpy()) for s in scored)
     intervals = interval_table(scores, scores[['image', 'group']])
@@ -158,7 +165,7 @@ def _write_unseen(out, run, config, choices, df, scored, n_seen):
     found = dict(run=run.name, recipe=config['recipe']['name'], trained_on=config['dataset']['name'], tested_on=' + '.join(df.source.unique()), images=len(df),
         left_out_as_seen=n_seen, choices={k: v for k, v in choices.items() if k != 'points'}, test=summarize_unseen(scores, choices.get('flag')),
         without_silencing=summarize_unseen(open_scores), intervals={i.metric: [i.low, i.high] for i in intervals.itertuples()}, groups=int(scores.group.nunique()),
-        cannot_be_computed=cannot_be_computed(df, scores, groups.known), **made_with('torch', 'timm', 'numpy', 'scikit-image'))
+        cannot_be_computed=cannot_be_computed(df, scores, groups.known), **made, **made_with('torch', 'timm', 'numpy', 'scikit-image'))
     for name, table in dict(scores=scores, intervals=intervals, operating=curve.round(6)).items():
         if len(table): write_csv(out/f'{name}.csv', table)
     write_json(out/'unseen.json', found)
