@@ -351,7 +351,7 @@ def predict_frames(
     frames, # List of `Frame`, one batch
     model:Model, # From `load_model`
     tta:bool=None, # Four views (mirrored, smaller) instead of a single one? The model's own choice if None
-    dropout:int=0, # Measure the doubt by this many passes with spatial dropout; 0: by the views
+    dropout:int=0, # Measure the uncertainty by this many passes with spatial dropout; 0: by the views
 ): # -> iterator of `Prediction`
     "The predictions for a batch; each image's maps are made when it is asked for."
     x = torch.from_numpy(np.stack([resize_image(f.pixels, model.size) for f in frames]))[:, None].to(model.device).float()/255
@@ -375,7 +375,7 @@ def predict(
     image, # A path, a Pillow image or an array `(H, W)` or `(H, W, 3)`
     model:Model=None, # From `load_model`; the package's own `strong` if None
     tta:bool=None, # Four views (mirrored, smaller) instead of a single one? The model's own choice if None
-    dropout:int=0, # Measure the doubt by this many passes with spatial dropout; 0: by the views
+    dropout:int=0, # Measure the uncertainty by this many passes with spatial dropout; 0: by the views
     frame:int=1, # Which frame of a file that has several, from 1
 )->Prediction:
     "What the model sees in one image; raises `BusiError` for an image that cannot be used."
@@ -557,7 +557,7 @@ def predict_folder(
     model:Model=None, # From `load_model`; the package's own `strong` if None
     batch_size:int=8, # Images that the network sees at once
     tta:bool=None, # Four views (mirrored, smaller) instead of a single one? The model's own choice if None
-    dropout:int=0, # Measure the doubt by this many passes with spatial dropout; 0: by the views
+    dropout:int=0, # Measure the uncertainty by this many passes with spatial dropout; 0: by the views
     resume:bool=False, # Leave what is done already?
     overwrite:bool=False, # Replace earlier results in `out`?
     progress:bool=None, # Show a bar? On a terminal if None

@@ -132,11 +132,18 @@ def test_records_are_what_the_book_prints():
         assert 'path' not in config['dataset'] and not re.search(r'/root|/work|/home|/tmp', (run/'config.json').read_text())
     from busi_unetpp.compare import read_scores
     scores = pd.concat([read_scores(p) for p in (ROOT/'nbs'/'records'/'judged').glob('fold-*')])
-    line = next(l for l in readme.splitlines() if l.startswith('| **recipe strong**'))
+    line = next(l for l in readme.splitlines() if l.startswith('| **version 0.1.0, trained on BUSI alone**'))
     assert f"| {scores[scores.area > 0].dice.mean():.3f} (" in line and f'{len(scores)} images' in line
     together = pd.concat([read_scores(p) for p in (ROOT/'nbs'/'records'/'judged').glob('ensemble-*')])
     assert f"reach a Dice of {together[together.area > 0].dice.mean():.3f} (" in readme and together.image.is_unique
     for p in (ROOT/'nbs'/'records'/'judged').glob('ensemble-*'): assert sorted(read_scores(p).image) == sorted(read_scores(p.with_name(p.name.replace('ensemble', 'fold'))).image)
+    unseen = sorted((ROOT/'nbs'/'records'/'unseen').glob('*/unseen.json'))
+    assert unseen
+    for p in unseen:
+        u, rows = json.loads(p.read_text()), pd.read_csv(p.with_name('scores.csv'))
+        lesion = rows[rows.area > 0]
+        assert u['test']['image_dice_with_tumor'] == pytest.approx(lesion.dice.mean()) and u['test']['missed'] == pytest.approx((lesion.dice < .1).mean())
+        assert f"{lesion.dice.mean():.3f} (" in readme and u['commit'] and u['device'] and u['command'].startswith('busi-unetpp evaluate')
     from busi_unetpp.benchmark import as_line
     record = json.loads((ROOT/'nbs'/'records'/'benchmark.json').read_text())
     shown = '\n'.join(text for _, text in text_outputs(ROOT/'nbs'/'45_benchmark.ipynb'))
