@@ -35,8 +35,8 @@ def test_curve_is_what_counting_says(cases, sensitivity):
         else: assert np.isnan(r.specificity)
     if not scores.area.any(): return
     chosen = choose_threshold(curve, sensitivity)
-    reached = curve[curve.found >= sensitivity]
-    assert chosen['threshold'] == (reached.threshold.max() if len(reached) else 0)
+    reached = curve[curve.found >= min(sensitivity, curve.found.max())]
+    assert chosen['threshold'] == reached.threshold.max()
 
 def test_points_find_no_less_with_more_sensitivity():
     rng = np.random.default_rng(0)
