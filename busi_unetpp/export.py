@@ -227,7 +227,7 @@ def benchmark_speed(
     return table[['network', 'runtime', 'latency', 'throughput', 'latency_ratio', 'throughput_ratio']]
 
 # %% ../nbs/40_export.ipynb #31e9e119
-RIVALS = dict(smp=dict(smp='resnet34'), ours=RECIPES['strong'].model)
+RIVALS = dict(smp=dict(smp='resnet34'), ours=RECIPES['busi'].model)
 
 def train_rival(
     out, # The run's folder: new or empty; an interrupted run goes on with the command `train` and its option --resume
@@ -235,10 +235,10 @@ def train_rival(
     data=None, # The dataset; BUSI if None
     **kwargs, # Passed to `train_run`: fold, seed, epochs, ...
 )->Path: # The folder, for `judge`
-    "Train a network from random weights by the recipe `strong`; raises `BusiError` for an unknown name or bad input."
+    "Train a network from random weights by the recipe `busi`; raises `BusiError` for an unknown name or bad input."
     if network not in RIVALS: raise BusiError(f"network {network!r}: there is {', '.join(RIVALS)}.")
     if network == 'smp': _need('segmentation_models_pytorch', get='segmentation-models-pytorch')
-    return train_run(data, out, get_recipe('strong', pretrained='none', model=RIVALS[network]), **kwargs)
+    return train_run(data, out, get_recipe('busi', pretrained='none', model=RIVALS[network]), **kwargs)
 
 # %% ../nbs/40_export.ipynb #c67df87a
 def _some_images(data, n=30):
