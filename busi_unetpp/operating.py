@@ -79,9 +79,10 @@ def choose_threshold(
     curve:pd.DataFrame, # From `operating_curve`, on validation images
     sensitivity:float=.95, # Share of the lesions that must be found, 0-1
 )->dict: # `sensitivity` asked for; `threshold`, `found`, `dice`, `specificity` at it
-    "The highest threshold that finds at least this share of the lesions, or as many as the mask finds by itself if that is less."
+    "The highest threshold that finds at least this share of the lesions, or as many as the mask finds by itself if that is less; 0 without normal images."
     if not 0 < sensitivity <= 1: raise BusiError(f"sensitivity {sensitivity}: expected a share above 0 and at most 1.")
     if curve.found.isna().any(): raise BusiError("No image with a lesion to choose the threshold by. Use a validation set with lesions.")
+    if curve.specificity.isna().all(): return dict(sensitivity=sensitivity) | curve.iloc[0].to_dict()
     enough = curve[curve.found >= min(sensitivity, curve.found.max())]
     return dict(sensitivity=sensitivity) | enough.iloc[-1].to_dict()
 
