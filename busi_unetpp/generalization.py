@@ -8,7 +8,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/generalization.html.md"""
 
 # %% auto #0
 __all__ = ['FAILED', 'seen_in_training', 'score_set', 'holds_images_of', 'cannot_be_computed', 'summarize_unseen', 'apply_flag',
-           'transfer_flag', 'evaluate_unseen']
+           'transfer_flag', 'evaluate_unseen', 'balanced_flag', 'describe_flag']
 
 # %% ../nbs/36_generalization.ipynb #1666229f
 import json
@@ -170,3 +170,26 @@ def _write_unseen(out, run, config, choices, df, scored, n_seen, made):
         if len(table): write_csv(out/f'{name}.csv', table)
     write_json(out/'unseen.json', found)
     return found
+
+# %% ../nbs/36_generalization.ipynb #ea89f741
+def balanced_flag(
+    sources, # Scores of several sources, each by a network that has not seen it: columns dice, uncertainty
+    max_error_rate:float=.1, # Share of failures among the images that no human looks at, mean of the sources, 0-1
+)->float: # The largest threshold that keeps it; -1, everything to a human, if none does
+    "A flag for several sources of the same weight."
+    best = -1.
+    for t in np.unique(np.concatenate([s.uncertainty for s in sources])):
+        rates = [apply_flag(s, t)['failures_unseen'] or 0. for s in sources]
+        if np.mean(rates) <= max_error_rate: best = float(t)
+    return best
+
+def describe_flag(
+    one:pd.DataFrame, # Scores of one source, by a network that has not seen it
+    other:pd.DataFrame, # Scores of another source, likewise
+)->tuple: # Threshold, and a sentence
+    "The flag for both sources, and what it does on each."
+    threshold = balanced_flag([one, other])
+    found = [apply_flag(s, threshold) for s in (one, other)]
+    def span(k): return ' and '.join(f'{100*(f[k] or 0):.0f} %' for f in found)
+    return threshold, (f"Limits: on two sources that networks of this recipe had not been trained on, {span('failures_unseen')} of the predictions not sent to a human failed (Dice below 0.5), "
+        f"and {span('to_human')} of the images were sent.")

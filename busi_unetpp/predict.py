@@ -204,7 +204,7 @@ def _attribution(dataset):
     "Whom to cite for the data that a network was trained on."
     from busi_unetpp.fetch import BUSBRA, BUSI
     names = dataset.get('sources') or [dataset['name']]
-    return [citation for word, citation in (('BUSI', BUSI.citation), ('BUS-BRA', BUSBRA.citation)) if any(word.replace('-', '') in n.replace('-', '') for n in names)]
+    return [citation for word, citation in (('busi', BUSI.citation), ('busbra', BUSBRA.citation)) if any(word in n.replace('-', '').lower() for n in names)]
 
 def _by_source(run):
     path = run/'by_source.csv'
