@@ -42,7 +42,7 @@ def test_top_level_is_as_agreed():
 def test_no_picture_of_the_data_is_tracked():
     tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\n')
     pictures = [f for f in tracked if re.search(r'\.(png|jpe?g|tiff?|bmp|npz|npy|dcm|gif|webp)$', f, flags=re.I)]
-    plots = [f for f in pictures if re.fullmatch(r'nbs/records/(?:seeds/|rivals/)?[^/]+/curves\.png', f)]  # of numbers
+    plots = [f for f in pictures if re.fullmatch(r'nbs/records/(?:seeds/|rivals/|runs/)?[^/]+/curves\.png', f)]  # of numbers
     assert all(f in plots or f.startswith('nbs/records/demo/') or f == 'nbs/home.png' for f in pictures), pictures  # those are simulated
 
 
