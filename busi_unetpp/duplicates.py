@@ -39,6 +39,7 @@ from skimage.transform import AffineTransform, SimilarityTransform, rescale, res
 from sklearn.decomposition import PCA
 
 from .dataset import BusiError, LABELS, natural_key, open_image, read_busi, read_gray
+from .sources import read_dataset
 from .files import made_with, write_csv, write_json
 
 # %% ../nbs/09_duplicates.ipynb #38636cf6
@@ -353,12 +354,12 @@ def find_images(
     "The images of a dataset or folder; raises `BusiError` if there is no such folder or no image in it."
     root = Path(path).expanduser()
     if not root.is_dir(): raise BusiError(f"{path}: no such folder.")
-    try: from busi_unetpp.sources import read_dataset as read
-    except ImportError: read = read_busi
-    try: return read(root)[['image', 'image_path', 'label']]
-    except BusiError: pass # a plain folder, or a dataset with faults, whose images are wanted all the same
     inside = [p for p in (root, *root.iterdir()) if all((p/label).is_dir() for label in LABELS)]
     found = _scan_images(inside[0] if inside else root) # BUSI's keys begin at the class folders
+    try:
+        table = read_dataset(root)[['image', 'image_path', 'label']]
+        if len(table) >= len(found): return table # a layout that leaves images out is not that of this folder
+    except BusiError: pass # a plain folder, or a dataset with faults, whose images are wanted all the same
     if not found: raise BusiError(f"{path}: no images here. Name a folder with PNG, JPEG, TIFF or BMP files; subfolders are searched too.")
     return pd.DataFrame(dict(image=list(found), image_path=list(found.values()), label=[p.parent.name for p in found.values()]))
 
