@@ -565,7 +565,6 @@ def predict_folder(
     "Predict every image at `paths` and write masks, maps, overlays and tables to `out`; raises `BusiError` if there is nothing to predict, or `out` holds other results."
     if not isinstance(batch_size, int) or batch_size < 1: raise BusiError(f"batch_size {batch_size!r}: expected a whole number from 1.")
     found, refused = find_images(paths, skip=out, masks=(left_out := []))
-    if left_out: warnings.warn(f'{len(left_out)} file(s) are masks of other images by name and place and were left out, first {left_out[0]}. Name a file itself to have it predicted.')
     unreadable = {_text(p): why for p, why in refused.items()}
     if not found: raise BusiError('No images found.' + ''.join(f' {p}: {why}.' for p, why in list(unreadable.items())[:3]) + ' Name files (PNG, JPEG, TIFF, BMP, DICOM) or a folder that holds some.')
     model = model or _strong()
@@ -575,5 +574,5 @@ def predict_folder(
     try: _stream(found, out, model, settings, unreadable, batch_size, tta, dropout, resume, progress)
     except OSError as e: raise BusiError(f"{out}: the results could not be written ({e.strerror or e}). Make room or choose another folder, and go on with resume.") from e
     table = pd.read_csv(out/'results.csv')
-    table.attrs |= dict(unreadable=unreadable, limits=model.card.get('limits', ''))
+    table.attrs |= dict(unreadable=unreadable, masks=[_text(p) for p in left_out], limits=model.card.get('limits', ''))
     return table

@@ -86,8 +86,8 @@ def cache_folder()->Path: # Where decoded arrays are kept
 
 # %% ../nbs/08_preprocess.ipynb #8d331515
 def _cache_path(df, size):
-    root = os.path.commonpath([p.parent.resolve() for p in df.image_path])
-    return cache_folder()/f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}-{size}.npz"
+    root, source = df.image_path.iloc[0].resolve().parent.parent, df.source.iloc[0] if 'source' in df else ''
+    return cache_folder()/f"{hashlib.sha256(os.fsencode(f'{root}|{source}')).hexdigest()[:12]}-{size}.npz"
 
 def _read_cache(path, key):
     "The arrays in the cache at `path`, or None if there are none, they are stale, or the file is damaged."

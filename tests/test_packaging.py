@@ -69,7 +69,7 @@ def test_wheel_is_complete(archives, settings):
         names = z.namelist()
         meta = Parser().parsestr(z.read(next(n for n in names if n.endswith('METADATA'))).decode())
         entries = z.read(next(n for n in names if n.endswith('entry_points.txt'))).decode()
-    modules = {p.name for p in (ROOT/'busi_unetpp').glob('*.py')} | {'busi_manifest.csv', 'busbra_manifest.csv', 'busi_groups.csv', 'models/strong.safetensors'}
+    modules = {p.name for p in (ROOT/'busi_unetpp').glob('*.py')} | {'busi_manifest.csv', 'busbra_manifest.csv', 'busi_groups.csv', 'models/busi.safetensors', 'models/strong.safetensors'}
     assert {n.removeprefix('busi_unetpp/') for n in names if n.startswith('busi_unetpp/')} == modules
     assert meta['Version'] == busi_unetpp.__version__ and meta['Name'] == settings['lib_name']
     assert any(n.endswith('LICENSE') for n in names)
