@@ -25,7 +25,7 @@ from .files import check_writable, made_with, write_csv, write_json
 from .groups import known_groups, pixel_digests
 from .lesions import summarize_scores
 from .loaders import pick_device
-from .operating import FOUND, SMALLEST, choose_threshold, operating_curve, predict_set, score_views
+from .operating import FOUND, SMALLEST, operating_curve, predict_set, score_views, threshold_at
 from .preprocess import load_arrays
 from .run import DIGITS, as_paths, provenance, read_choices, read_config
 from .sources import read_datasets
@@ -135,7 +135,7 @@ def evaluate_unseen(
     "Score a run's network on a set it has not seen; writes unseen.json, scores.csv, intervals.csv and operating.csv. Raises `BusiError` if the network has seen all of it."
     run, config, choices = Path(run).expanduser(), read_config(run), read_choices(run)
     if 'finished' not in config: raise BusiError(f"{run}: this run is not finished. Continue it with `busi-unetpp train --out {run} --resume`.")
-    if sensitivity is not None: choices = choices | dict(presence_threshold=_point(run, choices, sensitivity))
+    if sensitivity is not None: choices = choices | dict(presence_threshold=threshold_at(choices.get('points', []), sensitivity, run))
     if tta is not None: choices = choices | dict(tta=tta)
     df = read_datasets(data)
     seen = seen_in_training(df, pd.read_csv(run/'split.csv'))
@@ -151,11 +151,6 @@ def _command(run, data, out, sensitivity, tta):
     words = ['busi-unetpp', 'evaluate', run.name, *(w for p in as_paths(data) for w in ('--data', Path(p).name)), '--out', Path(out).name]
     if sensitivity is not None: words += ['--sensitivity', str(sensitivity)]
     return shlex.join(words + ({True: ['--tta'], False: ['--no-tta']}.get(tta, [])))
-
-def _point(run, choices, sensitivity):
-    enough = [p for p in choices.get('points', []) if p['sensitivity'] >= sensitivity - 1e-9]
-    if not enough: raise BusiError(f"{run}: keeps no operating point for the sensitivity {sensitivity}. Leave --sensitivity out.")
-    return min(enough, key=lambda p: p['sensitivity'])['threshold']
 
 def _write_unseen(out, run, config, choices, df, scored, n_seen, made):
     groups = known_groups(df)

@@ -8,7 +8,7 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/operating.html.md"""
 
 # %% auto #0
 __all__ = ['SINGLE_VIEW', 'SMALLEST', 'FOUND', 'SENSITIVITIES', 'predict_set', 'score_views', 'operating_curve',
-           'choose_threshold', 'operating_points', 'choose_point', 'plot_operating']
+           'choose_threshold', 'operating_points', 'choose_point', 'threshold_at', 'plot_operating']
 
 # %% ../nbs/30_operating.ipynb #398b0cbf
 import numpy as np
@@ -101,6 +101,20 @@ def choose_point(
     if scores.presence.isna().all(): return [], None
     curve = operating_curve(scores)
     return operating_points(curve), choose_threshold(curve, sensitivity)
+
+# %% ../nbs/30_operating.ipynb #a1c4e7d2
+def threshold_at(
+    points, # From `operating_points`: what a model keeps
+    sensitivity:float, # Share of the validation lesions to find, 0-1
+    name='the model', # What the message calls it
+)->float: # The image-level threshold of the nearest point that finds as many, 0-1
+    "The threshold that a model keeps for a sensitivity; raises `BusiError` for one that it does not keep."
+    known = {p['sensitivity']: p['threshold'] for p in points}
+    if not known: raise BusiError(f"{name}: keeps no operating points, so no sensitivity can be chosen. Leave --sensitivity out.")
+    enough = [s for s in known if s >= sensitivity - 1e-9]
+    if isinstance(sensitivity, bool) or not 0 <= sensitivity <= 1 or not enough:
+        raise BusiError(f"sensitivity {sensitivity!r}: expected a share from {min(known)} to {max(known)}.")
+    return known[min(enough)]
 
 # %% ../nbs/30_operating.ipynb #19a8f6b1
 @styled

@@ -49,7 +49,7 @@ from .images import Frame, as_frame, find_images, read_image
 from .lesions import drop_small, to_original
 from .loaders import pick_device
 from .preprocess import check_size, resize_image
-from .operating import SINGLE_VIEW
+from .operating import SINGLE_VIEW, threshold_at
 from .presence import is_silenced
 from .uncertainty import image_uncertainty, mc_dropout, predict_views, uncertainty_map
 
@@ -180,12 +180,7 @@ def at_point(
     if threshold is not None:
         if not _number(threshold, 0, 1): raise BusiError(f"threshold {threshold!r}: expected a number from 0 to 1.")
         changes['threshold'] = threshold
-    if sensitivity is not None:
-        known = {p['sensitivity']: p['threshold'] for p in model.points}
-        if not known: raise BusiError(f"{model.name}: keeps no operating points, so no sensitivity can be chosen. Leave --sensitivity out.")
-        enough = [s for s in known if s >= sensitivity - 1e-9]
-        if not _number(sensitivity, 0, 1) or not enough: raise BusiError(f"sensitivity {sensitivity!r}: expected a share from {min(known)} to {max(known)}.")
-        changes['presence_threshold'] = known[min(enough)]
+    if sensitivity is not None: changes['presence_threshold'] = threshold_at(model.points, sensitivity, model.name)
     return replace(model, **changes)
 
 # %% ../nbs/39_predict.ipynb #79717421
