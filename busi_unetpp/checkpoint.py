@@ -122,7 +122,7 @@ class Checkpoint(Callback):
         folder, # The run's folder
         args:dict, # The network's arguments, stored with the weights
         history:History, # Holds the metrics of each epoch
-        monitor:str='iou', # A column of the history; higher is better
+        monitor:str='iou', # A column of the history, higher is better; `epoch` keeps the last epoch's weights
         patience:int=10, # Epochs without improvement before training stops
     ):
         self.folder, self.args, self.history, self.monitor, self.patience = Path(folder), args, history, monitor, patience
@@ -135,7 +135,7 @@ class Checkpoint(Callback):
 
     def before_fit(self):
         if self.best_epoch is not None and self.learn.first_epoch - 1 - self.best_epoch >= self.patience: raise CancelFitException()  # had stopped already
-        names = list(self.recorder.metric_names[1:-1])
+        names = ['epoch', *self.recorder.metric_names[1:-1]]
         if self.monitor not in names: raise BusiError(f"monitor {self.monitor!r} is not measured; there is {', '.join(names)}.")
 
     def after_epoch(self):

@@ -53,7 +53,7 @@ class Recipe:
     lr:float = 6e-5 # AdamW's learning rate, constant
     weight_decay:float = 4e-3 # AdamW's; open in the paper, Keras's default
     eps:float = 1e-7 # AdamW's; open in the paper, Keras's default
-    monitor:str = 'iou' # The metric that chooses the checkpoint: mean IoU of two classes on the test part, as in the paper
+    monitor:str = 'iou' # The metric that chooses the checkpoint: mean IoU of two classes on the test set, as in the paper; `epoch`: the last epoch
     patience:int = 10 # Epochs without a better one before training stops
     split:str = 'paper' # Kind of `make_split`: `paper`, `grouped`, `kfold`
     test_size:float = .15 # Share of the test part
@@ -90,7 +90,7 @@ class Recipe:
         if not 0 < self.test_size < 1: raise BusiError(f"test_size {self.test_size}: expected a share between 0 and 1.")
 
 # %% ../nbs/20_learner.ipynb #113652f3
-STRONG = Recipe('strong', size=256, batch_size=8, epochs=16, lr=2e-3, weight_decay=.02, monitor='image_dice_with_tumor', patience=16, split='kfold',
+STRONG = Recipe('strong', size=256, batch_size=8, epochs=16, lr=2e-3, weight_decay=.02, monitor='epoch', patience=16, split='kfold',
     loss='dice_bce', per_image_loss=True, smooth=1., schedule='one_cycle', encoder_lr=.5, pretrained='auto', ema=.98, cpu_bf16=True,
     augment=1., augment_kind='wide', lesion_free=.08, balance=.5, normals=.17, epoch_images=1000,
     model=dict(encoder='tf_efficientnet_lite0', filters=(16, 24, 40, 112), kernel_size=3, n_heads=1, presence=True))

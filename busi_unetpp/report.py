@@ -146,9 +146,10 @@ def _number(v):
 def _note(config, metrics):
     "What has to be known to read Table 1."
     r, data = config['recipe'], config['dataset']['name']
-    chosen = (f"on the validation part; the test part decided nothing." if 'valid' in metrics else
-              "on the test part, as the paper does: the test figures are therefore optimistic. Images of the same lesion may lie on both sides of the split.")
-    return (f"IoU is the mean of background and tumor, as in the paper. The weights are those of epoch {metrics['best_epoch']}, chosen by {r['monitor']} {chosen} "
+    chosen = ("the last one; neither validation nor test set decided it." if r['monitor'] == 'epoch' else
+              f"chosen by {r['monitor']} on the validation set; the test set decided nothing." if 'valid' in metrics else
+              f"chosen by {r['monitor']} on the test set, as the paper does: the test figures are therefore optimistic. Images of the same lesion may lie on both sides of the split.")
+    return (f"IoU is the mean of background and tumor, as in the paper. The weights are those of epoch {metrics['best_epoch']}, {chosen} "
             f"The paper's rows are of BUSI at 196 x 196, this run's of {data} at {r['size']} x {r['size']}.")
 
 def render_report(
