@@ -114,6 +114,7 @@ def train(
     split: Annotated[Optional[str], typer.Option(help='paper, grouped or kfold; or a CSV with the columns image, part; or a folder with train.txt, test.txt and perhaps valid.txt.')] = None,
     fold: Annotated[Optional[int], typer.Option(help='Which fold of kfold is the test part, from 0.')] = None,
     split_seed: Annotated[Optional[int], typer.Option(help='Of the split.')] = None,
+    teacher: Annotated[Optional[list[Path]], typer.Option(help='Folder of a finished run to learn from besides the masks, best with recipe fast; may be given several times.')] = None,
     allow_leaks: Annotated[bool, typer.Option('--allow-leaks', help='Repeat a published split that has images of one lesion on both sides.')] = False,
     device: DeviceOpt = 'auto',
     resume: Annotated[bool, typer.Option('--resume', help='Continue the unfinished run in --out.')] = False,
@@ -121,7 +122,7 @@ def train(
     "Train by a recipe on a dataset and leave a complete, evaluated run folder."
     from busi_unetpp.run import train_run
     options = dict(epochs=epochs, batch_size=batch_size, size=size, seed=seed, fold=fold, split_seed=split_seed)
-    with resumable(out): train_run(data or None, out, recipe, device, resume, split, allow_leaks=allow_leaks, **options)
+    with resumable(out): train_run(data or None, out, recipe, device, resume, split, allow_leaks=allow_leaks, teachers=teacher or (), **options)
     print_table1(out)
 
 # %% ../nbs/43_cli.ipynb #d7b57b18

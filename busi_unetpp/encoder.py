@@ -21,21 +21,23 @@ from .unetpp import UNetPlusPlus
 
 # %% ../nbs/14_encoder.ipynb #61bc3b76
 class TimmEncoder(nn.Module):
-    "A timm model as the encoder of `UNetPlusPlus`: `(N, in_channels, H, W)` in 0-1 to the maps of its levels, finest first, at strides 2, 4, 8, ..."
+    "A timm model as the encoder of `UNetPlusPlus`: `(N, in_channels, H, W)` in 0-1 to the maps of its levels, finest first, each at twice the stride of the last."
     def __init__(self,
         name:str='tf_efficientnet_lite0', # A name that timm knows
         in_channels:int=1, # Channels of the image; pretrained weights of three colors are added up
         levels:int=5, # Maps to return
         dropout:float=.06, # Probability that a feature map is dropped in training, 0-1
+        first_level:int=0, # Maps of the encoder to leave out before the first that is returned; 0: that of stride 2 is the first
     ):
         super().__init__()
         import timm
+        self.indices = tuple(range(first_level, first_level + levels))
         self.name, self.in_channels, self.dropout = name, in_channels, nn.Dropout2d(dropout)
-        try: self.body = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=tuple(range(levels)))
+        try: self.body = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=self.indices)
         except Exception as e: raise BusiError(f"encoder {name!r}: timm cannot make {levels} maps of it ({e}). Choose a convolutional encoder, for example tf_efficientnet_lite0.") from None
         self.channels = tuple(self.body.feature_info.channels())
         steps = self.body.feature_info.reduction()
-        if steps != [2**(i + 1) for i in range(levels)]: raise BusiError(f"encoder {name!r}: its maps have the strides {steps}, and the nested decoder doubles at each level. Choose an encoder with strides 2, 4, 8, ...")
+        if steps != [2**(i + 1) for i in self.indices]: raise BusiError(f"encoder {name!r}: its maps have the strides {steps}, and the nested decoder doubles at each level. Choose an encoder with strides 2, 4, 8, ...")
 
     def cut(self, levels):
         "Say no more about what is below the first `levels` levels; timm's module stays whole."
@@ -80,7 +82,7 @@ def load_pretrained(
     import timm
     options = {} if source in ('auto', 'hub') else dict(pretrained_cfg_overlay=dict(file=str(source)))
     if options and not Path(source).is_file(): raise BusiError(f"{source}: no such file of pretrained weights. {help}")
-    try: body = timm.create_model(name, pretrained=True, features_only=True, in_chans=encoder.in_channels, out_indices=tuple(range(len(encoder.channels))), **options)
+    try: body = timm.create_model(name, pretrained=True, features_only=True, in_chans=encoder.in_channels, out_indices=encoder.indices, **options)
     except Exception as e: raise BusiError(f"pretrained weights for {name!r} could not be had from {source} ({type(e).__name__}). {help}") from None
     encoder.body.load_state_dict(body.state_dict())
     return f'{source}' if options else f"timm's hub ({name})"
@@ -101,10 +103,11 @@ def _other_unetpp(smp, **args):
 def build_unetpp(
     encoder:str=None, # timm's name of the encoder; the paper's own if None
     smp:str=None, # Encoder of segmentation_models_pytorch's U-Net++, for example resnet34, which is then built instead of ours and takes no other arguments
+    first_level:int=0, # As for `TimmEncoder`
     **args, # Arguments of `UNetPlusPlus`
 )->nn.Module: # A `UNetPlusPlus`, or smp's, with random weights
     "A U-Net++ from plain arguments; with a timm encoder `filters` are the widths of the nested nodes, from the finest level down. Raises `BusiError` for an smp that is not installed or not known."
     if smp: return _other_unetpp(smp, encoder=encoder, **args)
     if not encoder: return UNetPlusPlus(**args)
     filters = args.setdefault('filters', (16, 24, 40, 112))
-    return UNetPlusPlus(encoder=TimmEncoder(encoder, args.get('in_channels', 1), len(filters) + 1, args.get('dropout', .06)), **args)
+    return UNetPlusPlus(encoder=TimmEncoder(encoder, args.get('in_channels', 1), len(filters) + 1, args.get('dropout', .06), first_level), **args)

@@ -34,6 +34,7 @@ from torch import nn
 from .augment import KINDS_OF_CHANGE, Augment
 from .checkpoint import Checkpoint, Ema, History, ResumableLearner, StopOnNaN
 from .dataset import BusiError
+from .distill import Distill
 from .encoder import build_unetpp, load_pretrained
 from .figures import PREDICTION, TRUTH, WIDTH, show_image, styled
 from .files import write_figure
@@ -75,6 +76,7 @@ class Recipe:
     epoch_images:int = 0 # Images in an epoch; 0: as many as there are
     ema:float = 0. # Decay of the average of weights; 0 for none
     cpu_bf16:bool = False # Mixed precision on a processor too? A GPU always uses it
+    teacher_weight:float = .5 # Of the teachers in the target, 0-1, if there are any
     model:dict = field(default_factory=dict) # Arguments of `build_unetpp` that differ from the paper's
 
     def __post_init__(self):
@@ -85,7 +87,7 @@ class Recipe:
         for k, allowed in dict(split=KINDS, loss=('dice', 'dice_bce'), schedule=('constant', 'one_cycle'), augment_kind=KINDS_OF_CHANGE).items():
             if getattr(self, k) not in allowed: raise BusiError(f"{k} {getattr(self, k)!r}: expected one of {', '.join(allowed)}.")
         if not 0 <= self.ema < 1: raise BusiError(f"ema {self.ema}: expected 0 or more, and less than 1.")
-        for k in ('balance', 'normals', 'lesion_free'):
+        for k in ('balance', 'normals', 'lesion_free', 'teacher_weight'):
             if not 0 <= getattr(self, k) <= 1: raise BusiError(f"{k} {getattr(self, k)}: expected a number from 0 to 1.")
         if not 0 < self.test_size < 1: raise BusiError(f"test_size {self.test_size}: expected a share between 0 and 1.")
 
@@ -98,6 +100,7 @@ RECIPES = {r.name: r for r in (
     Recipe(),
     STRONG,
     replace(STRONG, name='busi', epochs=18, patience=18, balance=1., normals=0., epoch_images=0),
+    replace(STRONG, name='fast', model=STRONG.model | dict(filters=(8, 16, 32), first_level=1)),
     Recipe('demo', size=96, epochs=12, lr=1e-3, model=dict(filters=(8, 12, 16, 24, 32), bottleneck=48)),
 )}
 
@@ -159,6 +162,7 @@ def busi_learner(
     dls:DataLoaders, # From `busi_dls`
     recipe='paper', # Name of a recipe, or a `Recipe`
     out=None, # Folder for history and checkpoints; if None, a temporary one that goes with the learner
+    teacher:nn.Module=None, # From `load_teachers`, to learn from besides the masks
 )->ResumableLearner: # Train it with `learn.fit(recipe.epochs)`; `learn.recipe` is the recipe
     "A fastai Learner around `UNetPlusPlus` that follows a recipe: its loss, AdamW, schedule, augmentation, best checkpoint and early stop."
     recipe = get_recipe(recipe)
@@ -171,6 +175,7 @@ def busi_learner(
     history = History(out or temporary.name)
     cbs = [StopOnNaN(), *mixed_precision(device, recipe.cpu_bf16), history, Checkpoint(history.folder, recipe.model, history, recipe.monitor, recipe.patience)]
     if recipe.augment: cbs.append(Augment(recipe.augment, recipe.augment_kind, recipe.lesion_free))
+    if teacher: cbs.append(Distill(teacher, recipe.teacher_weight))
     if recipe.ema: cbs.append(Ema(recipe.ema))
     if recipe.schedule == 'one_cycle': cbs.append(one_cycle(recipe))
     learn = ResumableLearner(dls, model, loss_func=make_loss(recipe), metrics=busi_metrics(), lr=recipe.lr, wd=recipe.weight_decay, splitter=_encoder_first,

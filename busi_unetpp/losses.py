@@ -19,14 +19,14 @@ from .presence import Output, as_output
 # %% ../nbs/15_losses.ipynb #74139a44
 def dice_score(
     probs, # float `(N, ...)`, 0-1
-    mask, # `(N, ...)` of the same shape, zeros and ones
+    mask, # `(N, ...)` of the same shape, 0-1
     smooth:float=1e-6, # Added above and below the line
     per_image:bool=False, # A score for each image, or one for the batch?
 ): # float32 `(N,)` or scalar, 0-1
-    "Soft Dice, `(2 sum(y p) + s) / (sum(y) + sum(p) + s)`, in float32."
+    "Soft Dice, `(2 sum(min(y, p)) + s) / (sum(y) + sum(p) + s)`, in float32; of a binary mask the paper's, since then `min(y, p) = y p`."
     dims = tuple(range(1, probs.ndim)) if per_image else tuple(range(probs.ndim))
     p, y = probs.float(), mask.float()
-    return (2*(y*p).sum(dims) + smooth)/(y.sum(dims) + p.sum(dims) + smooth)
+    return (2*torch.minimum(y, p).sum(dims) + smooth)/(y.sum(dims) + p.sum(dims) + smooth)
 
 # %% ../nbs/15_losses.ipynb #64a8c974
 class DiceLoss(nn.Module):
@@ -68,5 +68,5 @@ class DiceBCELoss(DiceLoss):
     def forward(self, out, mask):
         out = as_output(out)
         if out.presence is None: return super().forward(out, mask)
-        shown = mask.float().flatten(1).amax(1, keepdim=True)
+        shown = (mask.flatten(1).amax(1, keepdim=True) >= .5).float()
         return super().forward(out, mask) + self.presence*F.binary_cross_entropy_with_logits(out.presence.float(), shown)

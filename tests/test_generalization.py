@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from busi_unetpp.dataset import BusiError
-from busi_unetpp.generalization import apply_flag, cannot_be_computed, evaluate_unseen, seen_in_training, summarize_unseen, transfer_flag
+from busi_unetpp.generalization import apply_flag, cannot_be_computed, evaluate_unseen, summarize_unseen, transfer_flag
 from busi_unetpp.groups import known_groups, pixel_digests
-from busi_unetpp.run import DIGITS
+from busi_unetpp.split import DIGITS, seen_in_training
 from busi_unetpp.sources import read_datasets
 
 
