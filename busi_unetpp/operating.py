@@ -28,14 +28,14 @@ SINGLE_VIEW = dict(scales=(1.,), flip=False)
 def predict_set(
     net, # The network, in evaluation mode
     images, # uint8 `(N, size, size)`, 0-255
-    tta:bool=False, # Four views (mirrored, smaller) instead of a single one?
+    tta:bool=False, # Four views (mirrored, smaller) instead of a single one? Or options of `predict_views`
     batch_size:int=16, # Images in a batch
 )->Views: # `probs` float32 `(views, N, size, size)`, `presence` float32 `(views, N)` or None; numpy arrays
     "What the network says about each view of the images."
     device, found = next(net.parameters()).device, []
     for i in range(0, len(images), batch_size):
         x = torch.from_numpy(np.ascontiguousarray(images[i:i + batch_size])).to(device)[:, None].float()/255
-        found.append(predict_views(net, x, **({} if tta else SINGLE_VIEW)))
+        found.append(predict_views(net, x, **(tta if isinstance(tta, dict) else {} if tta else SINGLE_VIEW)))
     if not found: raise BusiError("No images to predict: the set is empty.")
     return Views(*(None if v[0] is None else torch.cat(v, 1).cpu().numpy() for v in zip(*found)))
 
@@ -79,12 +79,13 @@ def choose_threshold(
     curve:pd.DataFrame, # From `operating_curve`, on validation images
     sensitivity:float=.95, # Share of the lesions that must be found, 0-1
 )->dict: # `sensitivity` asked for; `threshold`, `found`, `dice`, `specificity` at it
-    "The highest threshold that finds at least this share of the lesions, or as many as the mask finds by itself if that is less; 0 without normal images."
+    "Of the thresholds that find at least this share of the lesions, or as many as the mask finds by itself if that is less, the lowest of highest specificity; 0 without normal images."
     if not 0 < sensitivity <= 1: raise BusiError(f"sensitivity {sensitivity}: expected a share above 0 and at most 1.")
     if curve.found.isna().any(): raise BusiError("No image with a lesion to choose the threshold by. Use a validation set with lesions.")
     if curve.specificity.isna().all(): return dict(sensitivity=sensitivity) | curve.iloc[0].to_dict()
     enough = curve[curve.found >= min(sensitivity, curve.found.max())]
-    return dict(sensitivity=sensitivity) | enough.iloc[-1].to_dict()
+    best = enough[enough.specificity == enough.specificity.max()].iloc[0]       # higher ones silence only lesions
+    return dict(sensitivity=sensitivity) | best.to_dict()
 
 def operating_points(
     curve:pd.DataFrame, # From `operating_curve`, on validation images

@@ -38,17 +38,22 @@ def _view(net, x, size, mirror, temperature):
     if size != shape: p = F.interpolate(p, shape, mode='bilinear')
     return p[:, 0], None if out.presence is None else out.presence.float().sigmoid()[:, 0]
 
+def _sizes(shape, scales, stride):
+    "Height and width at each scale; multiples of `stride` if the given ones are."
+    step = stride if all(n % stride == 0 for n in shape) else 1
+    return [tuple(max(step, step*round(n*s/step)) for n in shape) for s in scales]
+
 @torch.inference_mode()
 def predict_views(
     net, # The network, in evaluation mode; returns an `Output` or logits `(N, 1, H, W)`
     x, # `(N, channels, H, W)`, 0-1
-    scales=(1., .85), # Sizes at which it looks, as shares of the given one
+    scales=(1., .875), # Sizes at which it looks, as shares of the given one
     flip:bool=True, # Look at the mirror image too?
     temperature:float=1., # Divides the logits of the mask; see the chapter on calibration
+    stride:int=32, # Sizes are rounded to multiples of it where the given size is one
 )->Views: # The first view is the plain prediction if `scales` starts with 1
     "The probabilities that the network gives to each view of the images, of the mask and of the presence of a lesion."
-    sizes = [(round(x.shape[-2]*s), round(x.shape[-1]*s)) for s in scales]
-    probs, presence = zip(*(_view(net, x, size, mirror, temperature) for size in sizes for mirror in (False, True)[:1 + flip]))
+    probs, presence = zip(*(_view(net, x, size, mirror, temperature) for size in _sizes(tuple(x.shape[-2:]), scales, stride) for mirror in (False, True)[:1 + flip]))
     return Views(torch.stack(probs), None if presence[0] is None else torch.stack(presence))
 
 def tta_predict(

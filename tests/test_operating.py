@@ -37,7 +37,9 @@ def test_curve_is_what_counting_says(cases, sensitivity):
     chosen = choose_threshold(curve, sensitivity)
     if all(lesion for _, _, lesion, _ in cases): assert chosen['threshold'] == 0; return
     reached = curve[curve.found >= min(sensitivity, curve.found.max())]
-    assert chosen['threshold'] == reached.threshold.max()
+    assert chosen['specificity'] == reached.specificity.max()
+    lower = reached[reached.threshold < chosen['threshold']]
+    assert (lower.specificity < chosen['specificity']).all()
 
 def test_points_find_no_less_with_more_sensitivity():
     rng = np.random.default_rng(0)
