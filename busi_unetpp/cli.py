@@ -207,11 +207,15 @@ def export_command(
     model: Annotated[str, typer.Argument(help='The folder of a run, a .safetensors file, or the name of a model that the package carries.')] = 'strong',
     format: Annotated[Format, typer.Option(help='onnx: for any runtime. torch: a .pt2 for torch.export.load; it holds pickled parts, so load only your own.')] = Format.onnx,
     out: Annotated[Optional[Path], typer.Option(help='File to write; NAME.onnx or NAME.pt2 here if left out.')] = None,
+    int8: Annotated[Optional[Path], typer.Option(help='With onnx: compute the convolutions in 8 bits, calibrated on the images of this folder.')] = None,
 ):
     "Write a model, from the pixels of an image of any size to its probabilities, as one file for other programs."
-    from busi_unetpp.export import export_onnx, export_torch
+    from busi_unetpp.dataset import BusiError
+    from busi_unetpp.export import export_int8, export_onnx, export_torch
     from busi_unetpp.predict import load_model
+    if int8 and format != Format.onnx: raise BusiError('--int8 is for --format onnx.')
     m = load_model(model, 'cpu')
+    if int8: return print(export_int8(m, out or Path(f'{m.name}-int8.onnx'), int8))
     suffix, write = dict(onnx=('.onnx', export_onnx), torch=('.pt2', export_torch))[format.value]
     print(write(m, out or Path(f'{m.name}{suffix}')))
 
