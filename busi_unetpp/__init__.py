@@ -38,6 +38,7 @@ Modules:
 - `busi_unetpp.preprocess`: What the network gets to see of an image, and what it can no longer see.
 - `busi_unetpp.presence`: Whether the image shows a lesion at all is one question, where it lies is another: two outputs, and no formula that mixes them.
 - `busi_unetpp.report`: The paper's table and figure, the curves and the cases, on one page that can be sent around.
+- `busi_unetpp.reproduce`: Train the paper's network at the paper's size, as often as there is time for, and put the result beside the paper's table.
 - `busi_unetpp.run`: Data in, folder out: everything that a training leaves behind, and how to continue or repeat it.
 - `busi_unetpp.site`: Build these pages, and check them, with or without Quarto.
 - `busi_unetpp.sources`: Read the sets of other hospitals as the same table, and say what each of them lacks.

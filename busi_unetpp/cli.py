@@ -8,8 +8,8 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'DataOpt', 'DataArg', 'TrainedDataOpt', 'SourcesOpt', 'DeviceOpt', 'print_table1',
-           'print_intervals', 'resumable', 'demo', 'train', 'print_unseen', 'evaluate', 'compare', 'Format', 'predict',
-           'export_command', 'summary', 'verify', 'fetch', 'duplicates', 'phantom', 'main']
+           'print_intervals', 'resumable', 'demo', 'train', 'reproduce', 'print_unseen', 'evaluate', 'compare',
+           'Format', 'predict', 'export_command', 'summary', 'verify', 'fetch', 'duplicates', 'phantom', 'main']
 
 # %% ../nbs/43_cli.ipynb #f350c5c8
 import json
@@ -124,6 +124,28 @@ def train(
     options = dict(epochs=epochs, batch_size=batch_size, size=size, seed=seed, fold=fold, split_seed=split_seed)
     with resumable(out): train_run(data or None, out, recipe, device, resume, split, allow_leaks=allow_leaks, teachers=teacher or (), **options)
     print_table1(out)
+
+# %% ../nbs/43_cli.ipynb #e30ba8d1
+@app.command()
+def reproduce(
+    out: Annotated[Path, typer.Option(help='Folder that holds the runs and the summary; the same command goes on with what is in it.')],
+    data: DataOpt = None,
+    seeds: Annotated[int, typer.Option(min=1, help='Runs, with the seeds 42, 43, ...')] = 1,
+    split: Annotated[str, typer.Option(help='paper: random, the test set chooses the checkpoint. grouped: no lesion on both sides, a validation set chooses.')] = 'paper',
+    epochs: Annotated[Optional[int], typer.Option(help='At most so many epochs instead of 60.')] = None,
+    size: Annotated[Optional[int], typer.Option(help="Side of the network's input instead of 196, pixels.")] = None,
+    device: DeviceOpt = 'auto',
+):
+    "Run the paper's experiment, 196 x 196 with early stopping, once per seed, and put the result beside its Table 1."
+    from busi_unetpp.reproduce import beside_table1, reproduce
+    given = {k: v for k, v in dict(epochs=epochs, size=size).items() if v is not None}
+    try: runs = reproduce(data, out, seeds, split, device, **given)
+    except KeyboardInterrupt:
+        typer.secho('\nInterrupted. The same command goes on.', fg='yellow', err=True)
+        raise typer.Exit(130)
+    table = beside_table1(runs)
+    _print_table(f"Table 1, {', '.join(str(n) for n in runs.epochs)} epochs", ('source', *table.columns), [(name, *('–' if v != v else f'{v:.4f}' for v in row)) for name, row in table.iterrows()])
+    print(Path(out)/'summary.csv')
 
 # %% ../nbs/43_cli.ipynb #d7b57b18
 def print_unseen(
