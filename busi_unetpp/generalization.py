@@ -22,7 +22,7 @@ import torch
 from .checkpoint import load_weights
 from .dataset import BusiError
 from .files import check_writable, made_with, write_csv, write_json
-from .groups import known_groups, pixel_digests
+from .groups import known_groups
 from .lesions import summarize_scores
 from .loaders import pick_device
 from .operating import FOUND, SMALLEST, operating_curve, predict_set, score_views, threshold_at
@@ -31,7 +31,7 @@ from .run import as_paths, provenance, read_choices, read_config
 from .split import seen_in_training
 from .sources import read_datasets
 from .stats import bootstrap_groups, interval_table
-from .uncertainty import choose_flag, image_uncertainty
+from .uncertainty import Views, choose_flag, image_uncertainty
 
 # %% ../nbs/36_generalization.ipynb #97608bb8
 def _uncertainty_of(views, choices):
@@ -47,9 +47,12 @@ def score_set(
     "The scores of each image at original size."
     views = predict_set(net, images, choices.get('tta', False))
     smallest, threshold = choices.get('smallest', SMALLEST), choices.get('presence_threshold', 0.)
-    scores = score_views(df, views, threshold, smallest).assign(uncertainty=_uncertainty_of(views, choices))
-    silenced = scores.presence < threshold
-    return scores, (score_views(df, views, 0., smallest) if silenced.any() else scores)
+    open_scores = score_views(df, views, 0., smallest).assign(uncertainty=_uncertainty_of(views, choices))
+    silenced = (open_scores.presence < threshold).to_numpy()
+    if not silenced.any(): return open_scores, open_scores
+    few = Views(views.probs[:, silenced], views.presence[:, silenced])
+    empty = score_views(df[silenced].reset_index(drop=True), few, threshold, smallest).set_axis(open_scores.index[silenced])
+    return pd.concat([open_scores[~silenced], empty.assign(uncertainty=open_scores.uncertainty[silenced])]).sort_index(), open_scores
 
 # %% ../nbs/36_generalization.ipynb #80d89c64
 def holds_images_of(
@@ -153,13 +156,13 @@ def _write_unseen(out, run, config, choices, df, scored, n_seen, made):
     write_json(out/'unseen.json', found)
     return found
 
-# %% ../nbs/36_generalization.ipynb #9ebc1db1
+# %% ../nbs/36_generalization.ipynb #4c91e4f6
 def _scaled(*scales, flip=True, stride=32): return dict(scales=scales, flip=flip, stride=stride)
 
 VIEW_SETS = {'256': _scaled(1., flip=False), '256, mirrored': _scaled(1.), '224, mirrored': _scaled(.875), '218, mirrored': _scaled(.85, stride=1),
     '256 and 224, mirrored': _scaled(1., .875), '256 and 288, mirrored': _scaled(1., 1.125), '224 and 288, mirrored': _scaled(.875, 1.125)}
 
-# %% ../nbs/36_generalization.ipynb #cd7abf53
+# %% ../nbs/36_generalization.ipynb #7a20894f
 def compare_views(
     run, # The folder of a finished run, with a network for 256 x 256
     data, # A dataset that the run was not trained on, or a list of several

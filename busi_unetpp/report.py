@@ -143,12 +143,14 @@ def _shown(config):
 def _number(v):
     return '–' if v is None or v != v else f'{v:.4f}' if isinstance(v, float) else str(v)
 
-def _note(config, metrics):
+def _note(config, metrics, checks=()):
     "What has to be known to read Table 1."
+    leaks = any(c['check'] == 'leaks' and c['status'] != 'ok' for c in checks)
     r, data = config['recipe'], config['dataset']['name']
     chosen = ("the last one; neither validation nor test set decided it." if r['monitor'] == 'epoch' else
               f"chosen by {r['monitor']} on the validation set; the test set decided nothing." if 'valid' in metrics else
-              f"chosen by {r['monitor']} on the test set, as the paper does: the test figures are therefore optimistic. Images of the same lesion may lie on both sides of the split.")
+              f"chosen by {r['monitor']} on the test set, as the paper does: the test figures are therefore optimistic.")
+    if leaks: chosen += ' Images of the same lesion may lie on both sides of the split: see the data check below.'
     return (f"IoU is the mean of background and tumor, as in the paper. The weights are those of epoch {metrics['best_epoch']}, {chosen} "
             f"The paper's rows are of BUSI at 196 x 196, this run's of {data} at {r['size']} x {r['size']}.")
 
@@ -166,7 +168,7 @@ def render_report(
         title=f"U-Net++ on {config['dataset']['name']}, recipe {r['name']}",
         subtitle=f"{config['dataset']['images']} images at {r['size']} x {r['size']}, {metrics['epochs']} epoch{'s' if metrics['epochs'] > 1 else ''} on {config['device']}, seed {r['seed']}, {config['finished']}",
         cols=list(t.columns), rows=[(p, s, [_number(v) for v in row]) for (p, s), row in zip(t.index, t.to_numpy().tolist())],
-        note=_note(config, metrics),
+        note=_note(config, metrics, checks),
         figures=[(h, _png(f), c) for h, f, c in figures], metrics=[(k, _number(metrics['train'][k]), _number(metrics['test'][k])) for k in scalars],
         by_label=[(p, label, v['images'], _number(v['image_dice']), _number(v['image_iou'])) for p in ('train', 'test') for label, v in metrics[p]['by_label'].items()],
         tables=[(h, list(t.columns), [[_number(v) for v in line] for line in t.itertuples(index=False)], c) for h, t, c in tables], checks=checks, command=config['command'], config=_shown(config), version=config['versions']['busi_unetpp'])
