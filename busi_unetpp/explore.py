@@ -229,6 +229,11 @@ def draw_case(
     out = case.view if case.true is None else paint(case.view, outline(case.true, 4), TRUTH)
     return paint(out, outline(case.probability > THRESHOLDS[at(threshold)], 2), PREDICTION)
 
+def _remarks(p):
+    "What the command says of the same image: its presence, and whether a human should look."
+    said = [] if p.presence is None else [f'Probability that it shows a lesion: {p.presence:.2f}' + (', below the threshold of the model: counts as normal' if p.silenced else '')]
+    return ''.join(f'<br>{s}' for s in said + ['<b>Please check this image: the model is not sure of it.</b>']*bool(p.flag))
+
 def score_text(
     case:Case,
     threshold:float=.5, # 0.01-0.99
@@ -237,7 +242,7 @@ def score_text(
     s, spacing = case.scores.iloc[at(threshold)], case.prediction.spacing_mm
     area = f'{int(s.area):,} pixels ({s.area/case.prediction.image.size:.1%})' + (f', {s.area*spacing[0]*spacing[1]:.0f} mm²' if spacing else '')
     scores = f'<b>Dice {s.dice:.3f}</b> &nbsp; <b>IoU {s.iou:.3f}</b><br>' if 'dice' in s else ''
-    return f'{scores}Found: {area}<br>Uncertainty of the image: {case.prediction.score:.2f}'
+    return f'{scores}Found: {area}<br>Uncertainty of the image: {case.prediction.score:.2f}{_remarks(case.prediction)}'
 
 # %% ../nbs/42_explore.ipynb #dcaa1a7a
 FEW = 24   # simulated images to start with

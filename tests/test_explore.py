@@ -339,3 +339,10 @@ def test_real_busi(busi_root):
     assert 'Same lesion in' in app.browser.facts.value
     app.navigator.label.value = 'normal'
     assert app.navigator.position.value == '1 of 133'
+
+
+def test_the_explorer_says_what_the_command_says(case):
+    case.prediction.flag, case.prediction.presence, case.prediction.silenced = True, .1, True
+    assert 'Please check' in score_text(case, .5) and '0.10, below the threshold' in score_text(case, .5)
+    case.prediction.flag, case.prediction.presence, case.prediction.silenced = False, None, False
+    assert 'Please check' not in score_text(case, .5) and 'shows a lesion' not in score_text(case, .5)
