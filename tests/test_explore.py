@@ -50,7 +50,7 @@ def case():
     true[100:300, 150:400] = True
     p = np.clip(np.where(true, .7, .3) + rng.normal(0, .2, true.shape), 0, 1).astype(np.float32)
     frame = Frame('x.png', (255*(1 - p)).astype(np.uint8), (.1, .2))
-    return make_case(SimpleNamespace(frame=frame, image=frame.pixels, name='x.png', spacing_mm=frame.spacing_mm, probability=p, uncertainty=p, score=.3), true)
+    return make_case(SimpleNamespace(frame=frame, image=frame.pixels, name='x.png', spacing_mm=frame.spacing_mm, probability=p, uncertainty=p, score=.3, presence=None, silenced=False, flag=None), true)
 
 def upload(own, name, content):
     own.upload.value = ({'name': name, 'content': memoryview(content), 'size': len(content), 'type': '', 'last_modified': datetime.now()},)
