@@ -34,7 +34,7 @@ class Simulated(Predictor):
         self.asked += 1
         p = (1 - frame.pixels/255).astype(np.float32)
         if choice == 'b': p = p**2
-        return SimpleNamespace(frame=frame, image=frame.pixels, name=str(frame), spacing_mm=frame.spacing_mm, probability=p, uncertainty=p*(1 - p)*4, score=.3, mask=p > .5)
+        return SimpleNamespace(frame=frame, image=frame.pixels, name=str(frame), spacing_mm=frame.spacing_mm, probability=p, uncertainty=p*(1 - p)*4, score=.3, presence=None, silenced=False, flag=None, mask=p > .5)
 
 
 @pytest.fixture
