@@ -9,8 +9,8 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/dataset.html.md"""
 # %% auto #0
 __all__ = ['LABELS', 'LABEL_COLORS', 'SIDES', 'PIXELS', 'FRAMES', 'SCANS', 'WHITE', 'OVERSHOOT', 'TURNS', 'FORMATS', 'LOSSY',
            'MASK_NAME', 'BusiError', 'reason', 'check_shape', 'gray_scale', 'to_uint8', 'orientation', 'image_shape',
-           'deep_scale', 'to_gray', 'count_scans', 'check_scans', 'decode_file', 'open_image', 'read_shape',
-           'read_gray', 'AnyMask', 'read_mask', 'merge_masks', 'read_masks', 'find_root', 'natural_key',
+           'deep_scale', 'load_pixels', 'to_gray', 'count_scans', 'check_scans', 'decode_file', 'open_image',
+           'read_shape', 'read_gray', 'AnyMask', 'read_mask', 'merge_masks', 'read_masks', 'find_root', 'natural_key',
            'find_problems', 'read_busi', 'order_labels', 'count_classes', 'summarize', 'measure_tumors',
            'predict_nothing']
 
@@ -180,13 +180,21 @@ def _deep_gray(im, scale, name):
     if _tag(im, 262) == (0,): gray = 255 - gray        # white is zero; Pillow turns over 8 bits only
     return np.where(a == im.info['transparency'], 0, gray).astype(np.uint8) if 'transparency' in im.info else gray
 
+def load_pixels(im):
+    "Decode an opened image. Pillow 13's memory map mixes up the rows of a TIFF that lies on its side; without a name, none."
+    name = getattr(im, 'filename', '')
+    if im.format == 'TIFF': im.filename = ''
+    im.load()
+    if im.format == 'TIFF': im.filename = name
+    return im
+
 def to_gray(
     im:Image.Image, # An opened image of any mode
     scale:tuple=None, # The black and white of a deep image; what it states, or `gray_scale`, if None
     name='image', # What the image is called in messages
 )->np.ndarray: # uint8 `(H, W)`, 0-255
     "Gray levels of `im` as a viewer shows it, whatever its mode and orientation."
-    im.load()
+    load_pixels(im)
     if im.mode[0] in 'IF': gray = _deep_gray(im, scale, name)
     else:
         shown = _on_black(_repair_palette(im))
@@ -318,7 +326,7 @@ def _brightest(im):
 
 def _read_any(path):
     "Zeros and ones of a mask by the lenient rule."
-    a, lossy = _read(path, lambda p: decode_file(p, lambda im: im.load() and _brightest(im)))
+    a, lossy = _read(path, lambda p: decode_file(p, lambda im: _brightest(load_pixels(im))))
     if set(np.unique(a)) <= {0, 127, 128, 255}: return (a > 0).astype(np.uint8)
     undecided, white = np.count_nonzero((a >= 64) & (a < 192)), np.count_nonzero(a >= 192)
     if undecided > min(a.size/20, white) or not lossy and a.max() < 64:
@@ -330,8 +338,7 @@ def _read_any(path):
 def _mask_levels(im):
     "The levels of a mask; 16 bits as they are: scaled to 8, a mask of 0 and 1 would be empty."
     if not im.mode.startswith('I'): return to_gray(im)
-    im.load()
-    return TURNS.get(orientation(im), lambda a: a)(np.asarray(im))
+    return TURNS.get(orientation(im), lambda a: a)(np.asarray(load_pixels(im)))
 
 def read_mask(
     path, # Path of a mask file, black and white in any PNG mode; for an `AnyMask` the lenient rule above holds
