@@ -234,6 +234,8 @@ def _shown(v, ends, ds, name):
     for words, y in _windows(x, ds):
         if y is not None and np.isfinite(y).all() and not (_is_flat(y) and not _is_flat(x)): return y, said
         said.append(f'{words} lies beside its pixels ({x.min():g} to {x.max():g}) or cannot be used, and is dropped')
+    if not said and max(ends) > 255 and x.max()*8 < max(ends):
+        said.append(f'its largest value, {x.max():g}, is far below the white of its stated bits, {max(ends):g}, so that it is dark')
     y = (x - min(ends))/((max(ends) - min(ends)) or 1)
     return np.clip(_check_finite(y, ds, name), 0, 1), said
 
@@ -441,6 +443,9 @@ def _check_encoded(data, p, path):
     if found and found[:3] != want:
         raise BusiError(f"{path}: states {want[1]} x {want[0]} pixels of {want[2]} sample(s), but its compressed picture has {found[1]} x {found[0]} of {found[2]}. Export it again from where it came from.")
     if data[:2] == b'\xff\xd8': check_scans(data, path)
+    if found and data[:2] == b'\xff\xd8' and found[3] == 8 and int(_first(ds, 'BitsAllocated', 8)) != 8:
+        p.said.append(f'it states {int(ds.BitsAllocated)} bits a sample, and its JPEG has 8')
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
 
 # %% ../nbs/38_images.ipynb #b6dd4ccd
 def _check_decoder(p, path, data=b''):
@@ -508,6 +513,8 @@ def _dicom_frames(path):
         places = _places(f, p, path)
         spacing, odd = find_spacing(p.ds)
         for i, place in enumerate(places):
+            if p.length is None and sum(n for _, n in place) > 2*_frame_bytes(p.ds) + 2**24:
+                raise BusiError(f"{path}: its compressed pixels are far larger than its picture of {p.ds.Columns} x {p.ds.Rows}. Export it again.")
             data = _read_places(f, place, path)
             if p.length is None:
                 _check_encoded(data, p, path)
@@ -534,9 +541,16 @@ def is_dicom(
 # %% ../nbs/38_images.ipynb #2825f46f
 KINDS = 'PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, PPM, TGA, DICOM'
 
+def _is_tiff(path):
+    try:
+        with open(path, 'rb') as f: return f.read(4) in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+    except OSError: return False
+
 def _explain(path, e):
     "The `BusiError` for whatever a reader raised."
     text = ''.join(c if c.isprintable() else ' ' for c in ' '.join(str(e).split()))[:200]
+    if isinstance(e, UnidentifiedImageError) and _is_tiff(path):
+        return BusiError(f"{path}: a TIFF of a kind that is not read here, for example floats of 64 bits, or in color. Save it with 8 or 16 bits.")
     if isinstance(e, UnidentifiedImageError): return BusiError(f"{path}: not a picture of a kind that is read here ({KINDS}). Save it as PNG.")
     if isinstance(e, MemoryError): return BusiError(f"{path}: does not fit into memory. Make the picture smaller.")
     if isinstance(e, PermissionError): return BusiError(f"{path}: no permission to read it.")

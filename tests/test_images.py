@@ -739,3 +739,31 @@ def test_what_is_read_stays_bounded_in_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 600e6
+
+def test_a_jpeg_of_8_bits_where_16_are_stated(tmp_path):
+    f = frame(write_dicom(tmp_path/'a.dcm', RAMP[None].astype(np.uint16), syntax=JPEGBaseline8Bit, data=encapsulate([jpeg(RAMP)])))
+    assert np.abs(f.pixels.astype(int) - RAMP).max() < 14 and 'states 16 bits' in f.warning
+
+def test_12_bits_where_16_are_stated_are_dark_and_said(tmp_path):
+    f = frame(write_dicom(tmp_path/'a.dcm', RAMP[None].astype(np.uint16)*16))
+    assert f.pixels.max() == 16 and 'so that it is dark' in f.warning
+
+def test_a_tiff_that_pillow_does_not_know(tmp_path):
+    data = tiff_of(1).replace(struct.pack('<HHII', 258, 4, 1, 8), struct.pack('<HHII', 258, 4, 1, 64))
+    (tmp_path/'a.tif').write_bytes(data)
+    with pytest.raises(BusiError, match='a TIFF of a kind that is not read here'): frame(tmp_path/'a.tif')
+
+from pydicom.uid import ExplicitVRBigEndian
+
+def test_more_ways_of_storing_the_same(tmp_path):
+    deep = RAMP.astype(np.uint16)*16
+    cases = [write_dicom(tmp_path/'big', deep[None], BitsStored=12, HighBit=11, syntax=ExplicitVRBigEndian, data=deep.astype('>u2').tobytes()),
+        write_dicom(tmp_path/'signed', (deep.astype(np.int16) - 2048).view(np.uint16)[None], BitsStored=12, HighBit=11, PixelRepresentation=1),
+        write_dicom(tmp_path/'short', ((deep.astype(np.int16) - 2048) & 4095).astype(np.uint16)[None], BitsStored=12, HighBit=11, PixelRepresentation=1),
+        write_dicom(tmp_path/'ybr', np.stack([RAMP, RAMP*0 + 128, RAMP*0 + 128], -1)[None], 'YBR_FULL'),
+        write_dicom(tmp_path/'planes', np.stack([RAMP]*3, -1)[None], 'RGB', PlanarConfiguration=1, data=np.stack([RAMP]*3).tobytes()),
+        write_dicom(tmp_path/'pairs', np.stack([RAMP]*3, -1)[None], 'YBR_FULL_422', data=np.stack([RAMP[:, ::2], RAMP[:, 1::2], RAMP[:, ::2]*0 + 128, RAMP[:, ::2]*0 + 128], -1).tobytes()),
+        write_dicom(tmp_path/'turned', RAMP[None], RescaleSlope=-1, RescaleIntercept=255, PhotometricInterpretation='MONOCHROME1'),
+        write_dicom(tmp_path/'slope', RAMP[None], RescaleSlope=0, RescaleIntercept=5),
+        write_dicom(tmp_path/'kind', RAMP[None], PhotometricInterpretation='')]
+    for path in cases: assert np.abs(frame(path).pixels.astype(int) - RAMP).max() <= 1, path
