@@ -75,7 +75,7 @@ def _check_numbers(a, name):
     return a
 
 def _tally(a):
-    "What `gray_scale` needs to know of an array: extremes, how many lie above 1 and 255 and below 0, whether it is whole."
+    "What `gray_scale` needs to know of an array: extremes, how many lie above 1 and 255 and below 0, if all are whole."
     whole = a.dtype.kind != 'f' or bool((a == np.floor(a)).all())
     above = [np.count_nonzero(a > w) for w in (1, 255)]
     return float(a.min()), float(a.max()), a.size, *above, np.count_nonzero(a < 0), whole, a.dtype.kind
@@ -181,7 +181,7 @@ def _deep_gray(im, scale, name):
     return np.where(a == im.info['transparency'], 0, gray).astype(np.uint8) if 'transparency' in im.info else gray
 
 def load_pixels(im):
-    "Decode an opened image. Pillow 13's memory map mixes up the rows of a TIFF that lies on its side; without a name, none."
+    "Decode an opened image; a TIFF without Pillow 13's memory map, which mixes up the rows of one that lies on its side."
     name = getattr(im, 'filename', '')
     if im.format == 'TIFF': im.filename = ''
     im.load()
@@ -219,7 +219,8 @@ def count_scans(
 def check_scans(data, path):
     "Nothing if these bytes of a JPEG can be decoded in reasonable time; raises `BusiError` if not."
     if (n := count_scans(data)) > SCANS:
-        raise BusiError(f"{path}: a JPEG of {n} passes, which takes too long to decode; up to {SCANS} are read. Save it as PNG.")
+        raise BusiError(f"{path}: a JPEG of {n} passes, which takes too long to decode; up to {SCANS} are read. "
+                        "Save it as PNG.")
 
 # %% ../nbs/01_dataset.ipynb #60efad07
 def _without_text(path):
@@ -228,7 +229,8 @@ def _without_text(path):
     kept, at = [data[:8]], 8
     while at + 8 <= len(data):
         length, kind = int.from_bytes(data[at:at + 4], 'big'), data[at + 4:at + 8]
-        drop = kind == b'iCCP' or kind in (b'tEXt', b'zTXt', b'iTXt') and length > 1000   # as short as that, it fits unpacked
+        text = kind in (b'tEXt', b'zTXt', b'iTXt') and length > 1000      # as short as that, it fits unpacked
+        drop = kind == b'iCCP' or text
         if not drop: kept.append(data[at:at + 12 + length])
         at += 12 + length
     return io.BytesIO(b''.join(kept))
@@ -242,7 +244,8 @@ def _open(path, slim=False):
     try:
         check_shape(im.height, im.width, path, 1)
         if im.format in ('JPEG', 'MPO'):
-            with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data: check_scans(data, path)
+            with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                check_scans(data, path)
     except BaseException:
         im.close()
         raise
@@ -378,7 +381,8 @@ def _missing_classes(path):
     "What a folder lacks that holds some of the classes; empty for any other folder."
     for p in (path, *sorted(p for p in path.iterdir() if p.is_dir())):
         lacks = [label for label in LABELS if not (p/label).is_dir()]
-        if len(lacks) < len(LABELS) - 1: return f"{p} lacks {' and '.join(lacks)}: an empty folder of that name is enough. "
+        if len(lacks) < len(LABELS) - 1:
+            return f"{p} lacks {' and '.join(lacks)}: an empty folder of that name is enough. "
     return ''
 
 def find_root(

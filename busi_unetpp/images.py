@@ -143,7 +143,8 @@ def _stated_spacing(ds):
     cm = [_pair((_tag(r, 'PhysicalDeltaY'), _tag(r, 'PhysicalDeltaX'))) for r in bmode]
     shared = (_tag(ds, 'SharedFunctionalGroupsSequence') or [ds])[0]
     measures = (_tag(shared, 'PixelMeasuresSequence') or [ds])[0]
-    return [tuple(10*v for v in p) for p in cm if p], _pair(_tag(measures, 'PixelSpacing') or _tag(ds, 'PixelSpacing') or ())
+    spacing = _tag(measures, 'PixelSpacing') or _tag(ds, 'PixelSpacing') or ()
+    return [tuple(10*v for v in p) for p in cm if p], _pair(spacing)
 
 # %% ../nbs/38_images.ipynb #f89c743b
 def find_spacing(
@@ -283,7 +284,8 @@ def _dicom_levels(a, ds, name):
     return (255 - gray if kind == 'MONOCHROME1' else gray), said
 
 # %% ../nbs/38_images.ipynb #22775e03
-LITTLE, BIG, IMPLICIT, DEFLATED = '1.2.840.10008.1.2.1', '1.2.840.10008.1.2.2', '1.2.840.10008.1.2', '1.2.840.10008.1.2.1.99'
+LITTLE, BIG, IMPLICIT = '1.2.840.10008.1.2.1', '1.2.840.10008.1.2.2', '1.2.840.10008.1.2'    # not compressed
+DEFLATED = '1.2.840.10008.1.2.1.99'
 
 @dataclass
 class Pixels:
@@ -328,8 +330,10 @@ def _read_header(f, path):
 def _fill_in(ds):
     "Set what the header must state and does not; returns what was set, in words."
     said, samples = [], int(_first(ds, 'SamplesPerPixel') or 1)
-    for keyword, value in (('SamplesPerPixel', samples), ('PhotometricInterpretation', 'MONOCHROME2' if samples == 1 else 'RGB'),
-                           ('BitsStored', _tag(ds, 'BitsAllocated')), ('PixelRepresentation', 0), *([('PlanarConfiguration', 0)] if samples > 1 else [])):
+    needed = dict(SamplesPerPixel=samples, PhotometricInterpretation='MONOCHROME2' if samples == 1 else 'RGB',
+                  BitsStored=_tag(ds, 'BitsAllocated'), PixelRepresentation=0)
+    if samples > 1: needed['PlanarConfiguration'] = 0
+    for keyword, value in needed.items():
         if _tag(ds, keyword) in (None, '') and value is not None:
             setattr(ds, keyword, value)
             if keyword != 'PlanarConfiguration': said.append(f'it does not state {keyword}; read as {value}')
@@ -403,13 +407,15 @@ def _encoded_frames(f, p, size):
     for start, length in _fragments(f, p.start, size):
         f.seek(start)
         head = f.read(4)
-        if rle or not frames or head[:3] == b'\xff\xd8\xff' or head in (b'\xff\x4f\xff\x51', b'\0\0\0\x0c'): frames.append([])
+        begins = head[:3] == b'\xff\xd8\xff' or head in (b'\xff\x4f\xff\x51', b'\0\0\0\x0c')
+        if rle or begins or not frames: frames.append([])
         frames[-1].append((start, length))
     return frames
 
 def _places(f, p, path):
     "The fragments of each frame, the number of frames compared with the stated one."
-    frames = [[place] for place in _native_frames(p, path)] if p.length is not None else _encoded_frames(f, p, path.stat().st_size)
+    if p.length is not None: frames = [[place] for place in _native_frames(p, path)]
+    else: frames = _encoded_frames(f, p, path.stat().st_size)
     if not frames: raise BusiError(f"{path}: a DICOM file whose pixels are missing. Export it again from where it came from.")
     if len(frames) > FRAMES: raise BusiError(f"{path}: {len(frames)} frames, of which up to {FRAMES} are read. Split the file.")
     stated = _first(p.ds, 'NumberOfFrames')
@@ -421,15 +427,16 @@ def _places(f, p, path):
 def _jpeg_header(data):
     "Height, width, samples and bits of a JPEG or JPEG 2000; None if there is no such header."
     at = data.find(b'\xff\x4f\xff\x51')
+    def number(i, n): return int.from_bytes(data[i:i + n], 'big')
     if at >= 0:
-        x, y, left, top = (int.from_bytes(data[at + i:at + i + 4], 'big') for i in (8, 12, 16, 20))
-        return (y - top, x - left, int.from_bytes(data[at + 40:at + 42], 'big'), (data[at + 42] & 127) + 1) if len(data) > at + 42 else None
+        x, y, left, top = (number(at + i, 4) for i in (8, 12, 16, 20))
+        return (y - top, x - left, number(at + 40, 2), (data[at + 42] & 127) + 1) if len(data) > at + 42 else None
     at = 2
     while at + 10 <= len(data) and data[at] == 0xff:
         kind = data[at + 1]
         if 0xc0 <= kind <= 0xcf and kind not in (0xc4, 0xc8, 0xcc) or kind == 0xf7:
-            return int.from_bytes(data[at + 5:at + 7], 'big'), int.from_bytes(data[at + 7:at + 9], 'big'), data[at + 9], data[at + 4]
-        at += 1 if kind == 0xff else 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+            return number(at + 5, 2), number(at + 7, 2), data[at + 9], data[at + 4]
+        at += 1 if kind == 0xff else 2 + number(at + 2, 2)
     return None
 
 def _check_encoded(data, p, path):
@@ -458,7 +465,8 @@ def _check_decoder(p, path, data=b''):
     try: decoder = get_decoder(uid)
     except NotImplementedError:
         raise BusiError(f"{path}: its compression ({uid.name}) is not known here. Convert it, for example with `gdcmconv --raw`.") from None
-    deep = p.syntax.endswith(('.4.50', '.4.51')) and set(decoder.available_plugins) <= {'pillow'} and ((_jpeg_header(data) or (0,)*4)[3] > 8)
+    only_8 = p.syntax.endswith(('.4.50', '.4.51')) and set(decoder.available_plugins) <= {'pillow'}
+    deep = only_8 and (_jpeg_header(data) or (0,)*4)[3] > 8
     if not decoder.is_available or deep:
         raise BusiError(f"{path}: its compression ({uid.name}) needs a decoder that is not installed. `pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg`, or save the file uncompressed, for example with `gdcmconv --raw`.")
 
@@ -482,7 +490,9 @@ def _decode_frame(data, p):
     one.update(p.ds.group_dataset(0x0028))
     one.NumberOfFrames, one.file_meta = 1, FileMetaDataset()
     one.file_meta.TransferSyntaxUID = UID(p.syntax)
-    one.add_new(p.keyword, p.vr if p.length is not None else 'OB', encapsulate([data]) if p.length is None else data + b'\0'*(len(data) % 2)) if p.keyword == 'PixelData' else setattr(one, p.keyword, data)
+    value = encapsulate([data]) if p.length is None else data + b'\0'*(len(data) % 2)
+    if p.keyword == 'PixelData': one.add_new(p.keyword, 'OB' if p.length is None else p.vr, value)
+    else: setattr(one, p.keyword, data)
     signed = int(one.PixelRepresentation) == 1       # only then the bits above those stored may be filled at will
     return get_decoder(UID(p.syntax)).as_array(one, correct_unused_bits=signed)[0]
 
@@ -497,8 +507,10 @@ def _settle_bits(a, ds):
 
 def _frame_header(ds, i):
     "The header of one frame: of an enhanced file, the window and the modality are in groups of their own."
-    groups = [g for k, n in (('SharedFunctionalGroupsSequence', 0), ('PerFrameFunctionalGroupsSequence', i)) for g in [*(_tag(ds, k) or ())][n:n + 1]]
-    inner = [s for g in groups for k in ('PixelValueTransformationSequence', 'FrameVOILUTSequence') for s in _tag(g, k) or ()]
+    where = (('SharedFunctionalGroupsSequence', 0), ('PerFrameFunctionalGroupsSequence', i))
+    groups = [g for k, n in where for g in [*(_tag(ds, k) or ())][n:n + 1]]
+    steps = 'PixelValueTransformationSequence', 'FrameVOILUTSequence'
+    inner = [s for g in groups for k in steps for s in _tag(g, k) or ()]
     if not inner: return ds
     import copy
     ds = copy.copy(ds)
@@ -526,8 +538,9 @@ def _dicom_frames(path):
 def _starts_as_dicom(head):
     "Do these bytes look like the first element of a DICOM file that lacks the 128 bytes in front?"
     if head[:2] not in (b'\x02\0', b'\x08\0') or len(head) < 8: return False
-    known = (b'AE', b'AS', b'CS', b'DA', b'DT', b'IS', b'LO', b'OB', b'PN', b'SH', b'SQ', b'ST', b'TM', b'UI', b'UL', b'UN', b'US', b'UT')
-    return head[4:6] in known or int.from_bytes(head[2:4], 'little') < 0x100 and 0 < int.from_bytes(head[4:8], 'little') < 256
+    known = b'AE AS CS DA DT IS LO OB PN SH SQ ST TM UI UL UN US UT'.split()
+    element, length = (int.from_bytes(head[i:j], 'little') for i, j in ((2, 4), (4, 8)))
+    return head[4:6] in known or element < 0x100 and 0 < length < 256
 
 def is_dicom(
     path, # Of a file

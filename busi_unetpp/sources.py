@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 
 from .dataset import LABELS, AnyMask, BusiError, _complain, _missing_classes, check_shape, count_classes
-from .dataset import find_problems, natural_key, read_busi, read_gray, read_mask, read_masks, read_shape, reason
+from .dataset import find_problems, natural_key, read_busi, read_gray, read_mask, read_masks, read_shape
+from .dataset import reason
 
 # %% ../nbs/03_sources.ipynb #06ce42ac
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp', '.pgm', '.ppm', '.jp2', '.tga')
@@ -391,7 +392,8 @@ def find_layout(
         raise BusiError(f"{path}: holds {len(found)} datasets: {listed}. Name one of them.")
     if not found:
         wanted = f'the layout {layout}' if layout else 'a known layout'
-        raise BusiError(f"{path}: no dataset of {wanted} here or just below. {_missing_classes(path) if path.is_dir() else ''}"
+        raise BusiError(f"{path}: no dataset of {wanted} here or just below. "
+            f"{_missing_classes(path) if path.is_dir() else ''}"
             "`busi-unetpp data fetch DEST` downloads BUSI, `busi-unetpp data phantom DEST` makes a stand-in. "
             f"Known layouts:\n{_known_layouts()}")
     return found[0]
