@@ -345,7 +345,7 @@ class Prediction:
     def _repr_html_(self):
         table = self.lesions.to_html(index=False, float_format='%.2f', na_rep='', border=0)
         picture = base64.b64encode(self._repr_png_()).decode()
-        return f'<img alt="overlay" style="max-width:100%" src="data:image/png;base64,{picture}"><p>{html.escape(self.name)}: {self.summary}, uncertainty {self.score:.2f}</p>{table if len(self.lesions) else ""}<p>{html.escape(self.warning)} {self.notice} {html.escape(self.limits)}</p>'
+        return f'<img alt="overlay" style="max-width:100%" src="data:image/png;base64,{picture}"><p>{html.escape(self.name)}: {self.summary}, uncertainty {self.score:.2f}</p>{table if len(self.lesions) else ""}<p>{html.escape(self.warning and self.warning + ". ")}{self.notice} {html.escape(self.limits)}</p>'
 
 # %% ../nbs/39_predict.ipynb #70236a08
 def predict_frames(
@@ -575,6 +575,6 @@ def predict_folder(
     settings = dict(model=model.name, model_sha256=model.digest, size=model.size, **{k: v for k, v in model.choices.items() if k not in ('tta', 'points')}, tta=tta, dropout=dropout)
     try: _stream(found, out, model, settings, unreadable, batch_size, tta, dropout, resume, progress)
     except OSError as e: raise BusiError(f"{out}: the results could not be written ({e.strerror or e}). Make room or choose another folder, and go on with resume.") from e
-    table = pd.read_csv(out/'results.csv').fillna({'warning': ''})
+    table = pd.read_csv(out/'results.csv', converters=dict(warning=str))
     table.attrs |= dict(unreadable=unreadable, masks=[_text(p) for p in left_out], limits=model.card.get('limits', ''))
     return table
