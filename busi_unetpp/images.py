@@ -502,7 +502,8 @@ def _settle_bits(a, ds):
     bits, high = _bits(ds, a), int(_first(ds, 'HighBit', 0))
     if a.dtype.kind == 'u' and a.ndim == 2:
         if high >= bits: a = a >> (high + 1 - bits)
-        if any(e.tag.group & 0xff00 == 0x6000 and e.tag.elem == 0x0102 and e.value for e in ds): a = a & (2**bits - 1)
+        overlays = [t for t in ds.keys() if t.group & 0xff00 == 0x6000 and t.elem == 0x0102]    # bit of an overlay
+        if any(getattr(_tag(ds, t), 'value', None) for t in overlays): a = a & (2**bits - 1)
     return a
 
 def _frame_header(ds, i):

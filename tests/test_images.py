@@ -767,3 +767,14 @@ def test_more_ways_of_storing_the_same(tmp_path):
         write_dicom(tmp_path/'slope', RAMP[None], RescaleSlope=0, RescaleIntercept=5),
         write_dicom(tmp_path/'kind', RAMP[None], PhotometricInterpretation='')]
     for path in cases: assert np.abs(frame(path).pixels.astype(int) - RAMP).max() <= 1, path
+
+def test_an_overlay_in_the_unused_bits(tmp_path):
+    stored = RAMP.astype(np.uint16)*16 | np.where(RAMP > 99, 1 << 15, 0).astype(np.uint16)
+    path = write_dicom(tmp_path/'a.dcm', stored[None], BitsStored=12, HighBit=11)
+    with pytest.raises(BusiError, match='states 12 bits'): frame(path)
+    import pydicom
+    ds = pydicom.dcmread(path)
+    ds.add_new(0x60000100, 'US', 16)
+    ds.add_new(0x60000102, 'US', 15)
+    ds.save_as(path)
+    assert np.abs(frame(path).pixels.astype(int) - RAMP).max() <= 1
