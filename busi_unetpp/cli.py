@@ -220,6 +220,7 @@ def predict(
     print(f"{len(table)} images, {int((table.lesions > 0).sum())} with findings, {int(table.to_human.eq(True).sum())} for a human. Results: {out/'results.csv'}")
     for f, why in list(bad.items())[:10]: typer.secho(f'Left out: {f}: {why}', fg='yellow', err=True)
     if len(bad) > 10: typer.secho(f"... {len(bad) - 10} more in {out/'unreadable.csv'}", fg='yellow', err=True)
+    if n := int(table.warning.ne('').sum()): typer.secho(f"{n} images are doubtful, for example flat; see the column warning in {out/'results.csv'}.", fg='yellow', err=True)
     if table.attrs['masks']: print(f"{len(table.attrs['masks'])} masks of other images left out; name a file itself to have it predicted.")
     print(NOTICE, table.attrs.get('limits', ''))
     if bad: raise typer.Exit(1)

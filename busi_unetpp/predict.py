@@ -23,6 +23,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 import unicodedata
 import warnings
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ from PIL.PngImagePlugin import PngInfo
 from skimage.measure import find_contours, label, regionprops
 
 from .checkpoint import load_weights
-from .dataset import BusiError
+from .dataset import BusiError, reason
 from .encoder import build_unetpp
 from .files import check_writable, write_csv, write_file, write_json
 from .images import Frame, as_frame, find_images, read_image
@@ -263,8 +264,8 @@ def scale_bar(
     length = max(k for k in (1, 2, 5) if k*power <= longest*(1 + 1e-9))*power
     return length/unit, f"{length:g} {'mm' if spacing_mm else 'pixels'}"
 
-def _footer(draw, width, top, bar, text, em):
-    "The scale bar, what was found, and the notice, below the picture."
+def _footer(draw, width, top, bar, text, em, warning=()):
+    "The scale bar, what was found, the notice, and the lines of a warning, below the picture."
     font, small = ImageFont.load_default(em), ImageFont.load_default(em*.85)
     x, y = em, top + em
     draw.line([(x, y), (x + bar[0], y)], fill='white', width=3)
@@ -272,19 +273,22 @@ def _footer(draw, width, top, bar, text, em):
     draw.text((x + bar[0] + em*.5, y), bar[1], fill='white', font=font, anchor='lm')
     draw.text((width - em, y), text, fill=ORANGE, font=font, anchor='rm')
     draw.text((x, y + em*1.5), NOTICE, fill='#cccccc', font=small, anchor='lm')
+    for i, line in enumerate(warning): draw.text((x, y + em*(2.8 + 1.1*i)), line, fill=ORANGE, font=small, anchor='lm')
 
 def draw_overlay(
     image, # uint8 `(H, W)`
     mask, # bool `(H, W)`
     spacing_mm:tuple=None, # Height and width of a pixel, mm
     text:str='', # Short: what was found; at the lower right
+    warning:str='', # What is doubtful about the image; below all else
 )->Image.Image: # RGB
     "The image with the outline of the mask, a scale bar and the notice."
     h, w = image.shape
     k = min(max(1, VIEW[0]/max(h, w)), VIEW[1]/max(h, w))
     size = max(round(w*k), 1), max(round(h*k), 1)
     width, em = max(size[0], 360), 15
-    canvas = Image.new('RGB', (width, size[1] + round(em*3.6)), '#101010')
+    said = textwrap.wrap(f'Doubtful: {warning}', (width - 2*em)//7) if warning else []
+    canvas = Image.new('RGB', (width, size[1] + round(em*(3.6 + 1.1*len(said)))), '#101010')
     left = (width - size[0])//2
     canvas.paste(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR).convert('RGB'), (left, 0))
     draw = ImageDraw.Draw(canvas)
@@ -292,7 +296,7 @@ def draw_overlay(
         points = [(left + (x - .5)*k, (y - .5)*k) for y, x in line]
         for color, thick in (('black', 5), (ORANGE, 2)): draw.line(points, fill=color, width=thick, joint='curve')
     bar = scale_bar(w, spacing_mm)
-    _footer(draw, width, size[1], (bar[0]*k, bar[1]), text, em)
+    _footer(draw, width, size[1], (bar[0]*k, bar[1]), text, em, said)
     return canvas
 
 # %% ../nbs/39_predict.ipynb #9190f541
@@ -325,21 +329,23 @@ class Prediction:
     def name(self): return str(self.frame)
     @property
     def spacing_mm(self): return self.frame.spacing_mm
+    @property
+    def warning(self): return self.frame.warning
 
     @property
     def summary(self)->str:
         "What was found, in a few words."
         n = len(self.lesions)
-        return ('nothing found' if not n else f"{n} finding{'s'*(n > 1)}") + (', please check' if self.flag else '')
+        return ('nothing found' if not n else f"{n} finding{'s'*(n > 1)}") + (', please check' if self.flag else '') + (', see the warning' if self.warning else '')
 
-    def overlay(self)->Image.Image: return draw_overlay(self.image, self.mask, self.spacing_mm, self.summary)
-    def __repr__(self): return f"{self.name}: {self.summary}, uncertainty {self.score:.2f}. {self.notice}"
+    def overlay(self)->Image.Image: return draw_overlay(self.image, self.mask, self.spacing_mm, self.summary, self.warning)
+    def __repr__(self): return f"{self.name}: {self.summary}, uncertainty {self.score:.2f}.{f' Doubtful: {self.warning}.' if self.warning else ''} {self.notice}"
     def _repr_png_(self): return _png(self.overlay())
 
     def _repr_html_(self):
         table = self.lesions.to_html(index=False, float_format='%.2f', na_rep='', border=0)
         picture = base64.b64encode(self._repr_png_()).decode()
-        return f'<img alt="overlay" style="max-width:100%" src="data:image/png;base64,{picture}"><p>{html.escape(self.name)}: {self.summary}, uncertainty {self.score:.2f}</p>{table if len(self.lesions) else ""}<p>{self.notice} {html.escape(self.limits)}</p>'
+        return f'<img alt="overlay" style="max-width:100%" src="data:image/png;base64,{picture}"><p>{html.escape(self.name)}: {self.summary}, uncertainty {self.score:.2f}</p>{table if len(self.lesions) else ""}<p>{html.escape(self.warning and self.warning + ". ")}{self.notice} {html.escape(self.limits)}</p>'
 
 # %% ../nbs/39_predict.ipynb #70236a08
 def predict_frames(
@@ -387,7 +393,7 @@ def _record(p, key):
     "All numbers of a prediction, for JSON, which has no NaN."
     f, lesions = p.frame, p.lesions.astype(object).where(p.lesions.notna(), None)
     return dict(name=_text(p.name), file=_text(f.source or f.name), frame=f.index, frames=f.frames, height=p.mask.shape[0], width=p.mask.shape[1], spacing_mm=f.spacing_mm,
-        findings=len(p.lesions), presence=None if p.presence is None else round(p.presence, 4), silenced=p.silenced, uncertainty=round(p.score, 4), to_human=p.flag, lesions=lesions.to_dict('records'), model=p.model, key=key, limits=p.limits, notice=p.notice)
+        findings=len(p.lesions), presence=None if p.presence is None else round(p.presence, 4), silenced=p.silenced, uncertainty=round(p.score, 4), to_human=p.flag, warning=p.warning, lesions=lesions.to_dict('records'), model=p.model, key=key, limits=p.limits, notice=p.notice)
 
 def save_prediction(
     folder, # Where to write; made if need be
@@ -431,9 +437,9 @@ def _row(r):
     def over(k, how): return how(l[k] for l in lesions) if n and lesions[0][k] is not None else None
     return dict(file=r['file'], frame=r['frame'], result=r['result'], height=r['height'], width=r['width'], lesions=n, area_px=sum(l['area_px'] for l in lesions), area_mm2=over('area_mm2', sum) if n or not r['spacing_mm'] else 0.,
         top=over('top', min), left=over('left', min), bottom=over('bottom', max), right=over('right', max), solidity=over('solidity', next), mean_probability=over('mean_probability', next),
-        presence=r['presence'], silenced=r['silenced'], uncertainty=r['uncertainty'], to_human=r['to_human'], model=r['model'], notice=r['notice'])
+        presence=r['presence'], silenced=r['silenced'], uncertainty=r['uncertainty'], to_human=r['to_human'], warning=r.get('warning', ''), model=r['model'], notice=r['notice'])
 
-ROW_COLUMNS = ('file', 'frame', 'result', 'height', 'width', 'lesions', 'area_px', 'area_mm2', 'top', 'left', 'bottom', 'right', 'solidity', 'mean_probability', 'presence', 'silenced', 'uncertainty', 'to_human', 'model', 'notice')
+ROW_COLUMNS = ('file', 'frame', 'result', 'height', 'width', 'lesions', 'area_px', 'area_mm2', 'top', 'left', 'bottom', 'right', 'solidity', 'mean_probability', 'presence', 'silenced', 'uncertainty', 'to_human', 'warning', 'model', 'notice')
 
 class Results:
     "Writes `results.csv` row by row and `results.json` beside it, which gets its name when it is complete."
@@ -479,7 +485,7 @@ def _frames(paths, settings, unreadable, step):
         try:
             key = _digest(path, settings)
             for f in read_image(path): yield f, safe_name(f, tag), f'{key}-{f.index}'
-        except (BusiError, OSError) as e: unreadable[_text(path)] = _text(str(e))
+        except (BusiError, OSError) as e: unreadable[_text(path)] = _text(reason(path, getattr(e, 'strerror', None) or e))
         step()
 
 def _in_batches(items, n):
@@ -506,7 +512,8 @@ These files were made by a program, from images that nobody has checked it on. T
 results.csv        a row an image: findings, area in pixels (and mm2 where the file states the size of a pixel), the box around all findings
                    (bottom and right are the first row and column outside), solidity and mean probability of the largest finding,
                    presence: the probability that the image shows a lesion, and silenced: whether the mask is empty because it is below the model's threshold,
-                   uncertainty from 0 to 1, and whether a human should look
+                   uncertainty from 0 to 1, and whether a human should look; warning: what is doubtful about the image or its file,
+                   for example that it is flat, so that nothing could be found
 results.json       the same with every finding, the model and the settings, for machines
 unreadable.csv     files that were left out, and why
 images/NAME_mask.png           255 on a finding, 0 elsewhere, at the size of the image
@@ -568,6 +575,6 @@ def predict_folder(
     settings = dict(model=model.name, model_sha256=model.digest, size=model.size, **{k: v for k, v in model.choices.items() if k not in ('tta', 'points')}, tta=tta, dropout=dropout)
     try: _stream(found, out, model, settings, unreadable, batch_size, tta, dropout, resume, progress)
     except OSError as e: raise BusiError(f"{out}: the results could not be written ({e.strerror or e}). Make room or choose another folder, and go on with resume.") from e
-    table = pd.read_csv(out/'results.csv')
+    table = pd.read_csv(out/'results.csv', converters=dict(warning=str))
     table.attrs |= dict(unreadable=unreadable, masks=[_text(p) for p in left_out], limits=model.card.get('limits', ''))
     return table

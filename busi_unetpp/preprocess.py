@@ -65,7 +65,7 @@ def load_pair(
     return resize_image(image, size), resize_mask(read_masks(mask_paths, image.shape), size)
 
 # %% ../nbs/08_preprocess.ipynb #c74cde23
-CACHE_FORMAT = 1  # to be raised whenever the pixels that `load_pair` returns change
+CACHE_FORMAT = 2  # to be raised whenever the pixels that `load_pair` returns change
 
 def fingerprint(
     df:pd.DataFrame, # From `read_busi`

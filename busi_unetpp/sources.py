@@ -24,8 +24,9 @@ from textwrap import indent
 import numpy as np
 import pandas as pd
 
-from .dataset import LABELS, AnyMask, BusiError, _complain, count_classes, find_problems, natural_key
-from .dataset import open_image, read_busi, read_gray, read_mask, read_masks
+from .dataset import LABELS, AnyMask, BusiError, _complain, _missing_classes, check_shape, count_classes
+from .dataset import find_problems, natural_key, read_busi, read_gray, read_mask, read_masks, read_shape
+from .dataset import reason
 
 # %% ../nbs/03_sources.ipynb #06ce42ac
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp', '.pgm', '.ppm', '.jp2', '.tga')
@@ -392,6 +393,7 @@ def find_layout(
     if not found:
         wanted = f'the layout {layout}' if layout else 'a known layout'
         raise BusiError(f"{path}: no dataset of {wanted} here or just below. "
+            f"{_missing_classes(path) if path.is_dir() else ''}"
             "`busi-unetpp data fetch DEST` downloads BUSI, `busi-unetpp data phantom DEST` makes a stand-in. "
             f"Known layouts:\n{_known_layouts()}")
     return found[0]
@@ -409,17 +411,20 @@ def _recognize(path, names):
     return [('pairs', path)] if only_pairs and LAYOUTS['pairs'].is_here(path) else below
 
 # %% ../nbs/03_sources.ipynb #e6006542
-def _size(path):
-    "`(width, height)` of an image file."
-    with open_image(path) as im: return im.size
+def _size(path, is_mask):
+    "`(width, height)` of an image file that may be read."
+    height, width = read_shape(path)
+    if not is_mask: check_shape(height, width, path)
+    return width, height
 
 def _measure(scan):
     "Add `width` and `height` to the rows of a scan, and the problems that the headers show."
     for r in scan.rows:
         sizes = {}
         for p in (r['image_path'], *r['mask_paths']):
-            try: sizes[p] = _size(p)
-            except BusiError as e: scan.problems.append((p, 'unreadable' if Path(p).exists() else 'missing', str(e)))
+            try: sizes[p] = _size(p, p in r['mask_paths'])
+            except BusiError as e:
+                scan.problems.append((p, 'unreadable' if Path(p).exists() else 'missing', reason(p, e)))
         want = sizes.get(r['image_path'])
         r['width'], r['height'] = want or (0, 0)
         for p in r['mask_paths']:
@@ -448,7 +453,8 @@ def _pixel_problems(rows, seen):
     for path, read in files:
         if Path(path) in seen: continue
         try: read(path)
-        except BusiError as e: yield path, NOT_BINARY if 'black and white' in str(e) else 'unreadable', str(e)
+        except BusiError as e:
+            yield path, NOT_BINARY if 'black and white' in str(e) else 'unreadable', reason(path, e)
 
 def dataset_problems(
     path=None, # The dataset's folder, its parent, or a CSV; `BUSI_PATH` if None

@@ -330,3 +330,40 @@ def test_progress_on_request(tmp_path, data, dark, capsys):
     assert capsys.readouterr().err == ''
     predict_folder(data/'a', tmp_path/'loud', dark, progress=True)
     assert '1/1' in capsys.readouterr().err
+
+
+# doubtful images are named (issue 16)
+
+def doubtful(folder):
+    "A flat image, a film with a window beside its pixels, an implausible size of a pixel, and a sound image."
+    folder.mkdir()
+    Image.fromarray(RAMP*0 + 9).save(folder/'flat.png')
+    write_dicom(folder/'window.dcm', RAMP[None], WindowCenter=9000, WindowWidth=10)
+    write_dicom(folder/'spacing.dcm', RAMP[None], PixelSpacing=['1e308', '1e308'])
+    Image.fromarray(RAMP).save(folder/'sound.png')
+    (folder/'bad.png').write_bytes(b'no image')
+    return folder
+
+def test_a_doubtful_image_is_never_a_plain_nothing_found(tmp_path):
+    torch.manual_seed(0)
+    model = Model(build_unetpp(filters=(4, 4), bottleneck=4).eval(), size=48, threshold=.99)
+    table = predict_folder(doubtful(tmp_path/'in'), tmp_path/'out', model, tta=False, progress=False)
+    words = dict(flat='flat', window='center 9000', spacing='cannot be true', sound='')
+    rows = {os.path.splitext(os.path.basename(r.file))[0]: r for r in table.itertuples()}
+    assert set(rows) == set(words)
+    for name, word in words.items():
+        record = json.loads((tmp_path/'out'/f'{rows[name].result}.json').read_text())
+        assert rows[name].warning == record['warning'] and word in record['warning'] and bool(word) == bool(record['warning'])
+    whole = json.loads((tmp_path/'out'/'results.json').read_text())
+    assert sum(bool(r['warning']) for r in whole['images']) == 3
+    assert rows['spacing'].area_mm2 != rows['spacing'].area_mm2
+    plain, marked = (Image.open(tmp_path/'out'/f'{rows[n].result}_overlay.png').height for n in ('sound', 'flat'))
+    assert marked > plain
+    (path, why), = table.attrs['unreadable'].items()
+    assert path.endswith('bad.png') and 'bad.png' not in why and why.startswith('not a picture')
+    assert (tmp_path/'out'/'unreadable.csv').read_text().count('bad.png') == 1
+
+def test_a_pipe_that_is_named_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path/'pipe.png')
+    for path in (tmp_path/'pipe.png', '/dev/zero'):
+        with pytest.raises(BusiError, match='a pipe or a device'): predict_folder(path, tmp_path/'out')
