@@ -250,16 +250,16 @@ def _as_kind(column, kind):
 
 def read_table(
     path, # Of a CSV file
-    columns:dict, # Name -> `str`, `int`, `float` (may be empty: NaN) or `bool`; others are left to pandas
+    columns:dict, # Name -> `str`, `int`, `float` (may be empty: NaN) or `bool`; a name that ends in `?` may be missing; others are left to pandas
     remedy:str='Restore the file.', # Ends the message
 )->pd.DataFrame: # At least one row
     "The table in a CSV file, these columns checked; raises `BusiError` naming the file and what is wrong with it."
     text = read_text(path, remedy)
     try: table, raw = pd.read_csv(io.StringIO(text)), pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except Exception as e: raise BusiError(f"{path}: not a table that can be read ({str(e).splitlines()[0][:80]}). {remedy}") from None
-    if missing := [c for c in columns if c not in raw]: raise BusiError(f"{path}: no column {missing[0]!r}. {remedy}")
+    if missing := [c for c in columns if c not in raw and not c.endswith('?')]: raise BusiError(f"{path}: no column {missing[0]!r}. {remedy}")
     if not len(raw): raise BusiError(f"{path}: holds no rows. {remedy}")
-    for c, kind in columns.items():
+    for c, kind in [(c.rstrip('?'), kind) for c, kind in columns.items() if c.rstrip('?') in raw]:
         try: table[c] = _as_kind(raw[c], kind)
         except (ValueError, OverflowError): raise BusiError(f"{path}: the column {c!r} does not hold {_CALLED[kind]} in each row. {remedy}") from None
     return table
