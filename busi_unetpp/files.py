@@ -8,8 +8,8 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/files.html.md"""
 
 # %% auto #0
 __all__ = ['TEMPORARY', 'FORMULA', 'LOCK', 'LARGEST', 'write_file', 'write_json', 'safe_cell', 'plain_cell', 'write_csv',
-           'write_figure', 'check_writable', 'is_leftover', 'claim', 'claims', 'read_text', 'check_fields', 'read_json',
-           'read_table', 'git_commit', 'made_with']
+           'write_figure', 'check_writable', 'is_leftover', 'remove_leftovers', 'claim', 'claims', 'read_text',
+           'check_fields', 'read_json', 'read_table', 'git_commit', 'made_with']
 
 # %% ../nbs/06_files.ipynb #9d2c82a9
 import codecs
@@ -22,7 +22,8 @@ import platform
 import re
 import subprocess
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from datetime import date
 from functools import wraps
 from importlib.metadata import version
@@ -137,8 +138,17 @@ LOCK = '.busi-lock'
 def is_leftover(
     path, # Of a file
 )->bool: # Is it one that a killed process left?
-    "Whether `write_file` or `claim` made this file for a moment; seen by its name."
-    return Path(path).name == LOCK or bool(re.fullmatch(re.escape(TEMPORARY) + r'\w+', Path(path).name))
+    "Whether `write_file` or `claim`, or those of an earlier version, made this file for a moment; seen by its name."
+    return Path(path).name == LOCK or bool(re.fullmatch(re.escape(TEMPORARY) + r'\w+|[.].+[.][0-9a-f]{32}|[.]write-test|[.]results[.]json[.]part', Path(path).name))
+
+def remove_leftovers(
+    folder, # Where files were written; folders in it too
+    seconds:float=0, # Only what is older than this, where others may be writing
+):
+    "Remove the temporary files of killed processes; nothing is raised."
+    for p in [p for f in (Path(folder), *Path(folder).glob('*/')) for p in f.glob('.*') if is_leftover(p) and p.name != LOCK]:
+        with suppress(OSError):
+            if time.time() - p.stat().st_mtime >= seconds: p.unlink()
 
 def _take(folder):
     "The lock of `folder`, taken; None where the file system has no locks."
@@ -156,15 +166,16 @@ def claim(
 ):
     "Holds `folder` for this job alone and removes what a killed one left; raises `BusiError` if another job holds it or it cannot be written."
     folder = Path(folder).expanduser()
-    new = not folder.exists()
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
     lock = _take(check_writable(folder))
     try:
-        for p in [p for p in folder.rglob(f'{TEMPORARY}*') if is_leftover(p)]: p.unlink(missing_ok=True)
+        remove_leftovers(folder)
         yield folder
     finally:
         (folder/LOCK).unlink(missing_ok=True)      # before the lock is given back, or it might be another's
         if lock: lock.release()
-        if new and folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
+        for p in new:
+            with suppress(OSError): p.rmdir()      # only if it is empty
 
 def claims(
     name:str, # Of the argument that is a folder

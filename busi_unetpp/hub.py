@@ -91,7 +91,8 @@ def _check_config(network, size, **choices):
     for k, v in choices.items():
         low, high = _LIMITS[k]
         if not (_number(v, low, high) or k == 'flag' and v is None): raise BusiError(f"{k} {v!r}: expected a number from {low} to {high}.")
-    check_network(network)
+    try: check_network(network)
+    except BusiError as e: raise BusiError(f'no U-Net++ can be made of this configuration: {e}') from None
 
 # %% ../nbs/41_hub.ipynb #e520feb7
 def as_plain(
@@ -170,7 +171,7 @@ def _from_pretrained(cls:HubModel, *, model_id, map_location='cpu', strict=True,
     "Instead of the mixin's: no pickles, and no weights that fit only in part."
     path = _find_weights(model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token)
     stored = load_model(path, 'cpu').net.state_dict()
-    check_network(config.get('network'), {k: list(v.shape) for k, v in stored.items()})       # before anything is built of the configuration
+    if 'network' in config: check_network(config['network'], {k: list(v.shape) for k, v in stored.items()})       # before anything is built of the configuration
     model = cls(**config)
     model.net.load_state_dict(stored)
     return model.to(map_location).eval()

@@ -48,8 +48,8 @@ def _check_types(recipe):
     check_fields(vars(recipe), {f.name: f.type for f in fields(recipe) if f.type in (int, float, str, bool, dict)}, 'recipe', 'Choose another value.')
     _check_arguments(recipe.model)
     if recipe.epoch_images > 10**6: raise BusiError(f"epoch_images {recipe.epoch_images}: expected up to a million.")
-    for k in ('weight_decay', 'eps', 'smooth', 'encoder_lr', 'augment'):
-        if not 0 <= getattr(recipe, k) <= 1e6: raise BusiError(f"{k} {getattr(recipe, k)}: expected 0 or more.")
+    for k in ('lr', 'weight_decay', 'eps', 'smooth', 'encoder_lr', 'augment'):
+        if not 0 <= getattr(recipe, k) <= 1e6: raise BusiError(f"{k} {getattr(recipe, k)}: expected 0 or more, and at most a million.")
 
 # %% ../nbs/20_learner.ipynb #47bfc8a9
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ __all__ = ['LAYERS', 'LESIONS', 'ANGLES', 'BUSI_COUNTS', 'VERSION', 'MULTIPLE', 
            'add_confounders', 'draw_kind', 'simulate', 'class_counts', 'save_case', 'make_phantom']
 
 # %% ../nbs/05_phantom.ipynb #292c8f36
-import glob
 import json
 import operator
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -485,7 +485,8 @@ def make_phantom(
         dest.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):             # whoever comes second waits, and uses what is there
             try:
-                for left in dest.parent.glob(f'{glob.escape(hidden)}*'): shutil.rmtree(left, ignore_errors=True)   # of a killed process
+                for left in dest.parent.iterdir():
+                    if re.fullmatch(re.escape(hidden) + '[a-z0-9_]{8}', left.name): shutil.rmtree(left, ignore_errors=True)   # of a killed process
                 if not _is_made(dest, recipe): _make(dest, recipe, hidden)
             finally: lock.unlink(missing_ok=True)
     except OSError as e: raise BusiError(f"{dest}: cannot be written ({e.strerror or e}). Choose a folder that you may write to, on a disk with space.") from e

@@ -96,7 +96,7 @@ def save_model(
     return write_file(path, safetensors.torch.save(tensors, metadata=dict(unetpp=json.dumps(args), busi_unetpp=json.dumps(extra))))
 
 # %% ../nbs/39_predict.ipynb #f557ca54
-def _strange(path, why): return BusiError(f"{path}: not a model that can be used: {why}. Use 'strong', a file written by `save_model`, or the folder of a run.")
+def _strange(path, why): return BusiError(f"{path}: not a model that can be used: {why.rstrip('.')}. Use 'strong', a file written by `save_model`, or the folder of a run.")
 
 _LIMITS = dict(threshold=(0, 1), smallest=(0, .999), temperature=(.01, 100), flag=(-1, 1), presence_threshold=(0, 1))
 
@@ -115,7 +115,10 @@ def _check_choices(path, c):
     if bad: raise _strange(path, f'its {bad[0]} is {c[bad[0]]!r}')
     try: size = check_size(c.get('size'))
     except BusiError as e: raise _strange(path, str(e)) from None
-    return dict(size=size, card=c.get('card') or {}, tta=c.get('tta') is True, points=_check_points(path, c.get('points') or []),
+    card = c.get('card') or {}
+    try: check_fields(card, {'limits?': str}, 'card', '')
+    except BusiError as e: raise _strange(path, str(e)) from None
+    return dict(size=size, card=card, tta=c.get('tta') is True, points=_check_points(path, c.get('points') or []),
         **{k: c[k] for k in _LIMITS if c.get(k) is not None})
 
 def _read_choices(path):
@@ -217,7 +220,7 @@ def ship_run(
     found, choices = _judgement(run, judged)
     choices |= {k: v for k, v in dict(flag=flag, tta=tta).items() if v is not None}
     r, data = config['recipe'], config['dataset']
-    elsewhere = [json.loads((Path(u)/'unseen.json').read_text()) for u in unseen]
+    elsewhere = [read_json(Path(u)/'unseen.json', dict(trained_on=str, tested_on=str, images=int, groups=int, test=dict, intervals=dict), 'Evaluate the run on that set again.') for u in unseen]
     card = dict(recipe=r, dataset={k: data[k] for k in ('name', 'images', 'counts', 'sources', 'pixels_sha256') if k in data}, test=found['test'], by_source=_by_source(run),
         intervals=found['intervals'], groups=found['groups'], unseen=[{k: u[k] for k in ('trained_on', 'tested_on', 'images', 'groups', 'test', 'intervals')} for u in elsewhere],
         limits=limits, attribution=_attribution(data), commit=config['commit'], notice=NOTICE)
@@ -557,7 +560,7 @@ def _start(out, resume, overwrite, limits):
     if overwrite and not resume:
         for p in earlier: p.unlink()                   # or those of images that are not in the new job would stay
         for name in ('results.json', 'results.csv', 'unreadable.csv'): (out/name).unlink(missing_ok=True)
-    write_file(out/'README.txt', README + (f'\n{limits}\n' if limits else ''))
+    write_file(out/'README.txt', README + (f'\n{shown(limits)}\n' if limits else ''))
     return out
 
 def _predict_batch(batch, folder, model, tta, dropout, resume):

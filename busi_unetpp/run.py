@@ -35,7 +35,7 @@ from .checkpoint import load_weights
 from .dataset import BusiError, count_classes, shown
 from .evaluate import evaluate_dls
 from .groups import pixel_digests
-from .files import check_writable, claims, is_leftover, made_with, read_json, read_table, write_csv, write_figure, write_json, write_file
+from .files import check_writable, claims, is_leftover, made_with, read_json, read_table, remove_leftovers, write_csv, write_figure, write_json, write_file
 from .learner import Preview, Recipe, busi_learner, get_recipe, overfit_one_batch, preview_figure, spread
 from .loaders import busi_dls, check_data, pick_device
 from .losses import DiceLoss
@@ -289,6 +289,7 @@ DIGITS = 16     # of the digest of an image's pixels that a split keeps, to reco
 
 def _load(df, recipe, split, refuse_leaks):
     "The table, arrays, split and data check of a run; `split` may be a CSV."
+    remove_leftovers(cache_folder(), 3600)
     chosen = read_split(split, df) if split else make_split(df, recipe.split, recipe.test_size, recipe.split_seed, recipe.fold, recipe.folds)
     if refuse_leaks: check_leaks(chosen, split or 'the split')
     df, images, masks = _arrays_of(chosen, df, recipe.size)

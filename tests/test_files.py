@@ -182,3 +182,16 @@ def test_whatever_a_file_holds_it_is_read_or_named(data):
 def test_json_that_python_accepts_and_nobody_means(tmp_path, text, why):
     from busi_unetpp.files import read_json
     with pytest.raises(BusiError, match=why): read_json(write_file(tmp_path/'f.json', text), {'a': (int, float)})
+
+def test_leftovers_of_earlier_versions_go_and_young_ones_of_others_stay(tmp_path):
+    from busi_unetpp.files import TEMPORARY, claim, remove_leftovers
+    old = ['.history.csv.' + 'a'*32, '.write-test', '.results.json.part']
+    for n in [*old, '.mine', 'history.csv']: (tmp_path/n).write_text('x')
+    with claim(tmp_path): pass
+    assert names(tmp_path) == ['.mine', 'history.csv']
+    for n, age in (('1'*32, 7200), ('2'*32, 0)):
+        (tmp_path/f'{TEMPORARY}{n}').write_text('x')
+        os.utime(tmp_path/f'{TEMPORARY}{n}', (os.stat(tmp_path).st_mtime - age,)*2)
+    remove_leftovers(tmp_path, 3600)
+    assert names(tmp_path) == [f'{TEMPORARY}{"2"*32}', '.mine', 'history.csv']
+    remove_leftovers(tmp_path/'none')

@@ -664,10 +664,11 @@ def test_a_recipe_takes_no_wrong_types(field, value):
 
 @pytest.mark.parametrize('change', [{'recipe': None}, {'recipe': {}}, {'recipe': {'nme': 1}}, {'dataset': 5}, {'dataset': {'name': 'x', 'images': 2}}, {'command': 5}, {'versions': 'x'}], ids=str)
 def test_a_configuration_without_its_fields_is_named(change, cut, finished, tmp_path):
-    for source, use in ((cut, lambda out: run(None, out, resume=True)), (finished, evaluate_run), (finished, lambda out: record_run(out, out/'record'))):
-        out = Path(shutil.copytree(source, tmp_path/f'{source.name}-{len(names(tmp_path))}'))
+    uses = dict(resume=(cut, lambda out: run(None, out, resume=True)), evaluate=(finished, evaluate_run), record=(finished, lambda out: record_run(out, out/'record')))
+    if change == {'dataset': {'name': 'x', 'images': 2}}: del uses['record']            # which needs no path of the data
+    for name, (source, use) in uses.items():
+        out = Path(shutil.copytree(source, tmp_path/name))
         (out/'config.json').write_text(json.dumps(json.loads((out/'config.json').read_text()) | change))
-        if 'path' not in str(change) and change.get('dataset') == {'name': 'x', 'images': 2} and 'record' in use.__code__.co_names[0]: continue      # needs no path
         with pytest.raises(BusiError, match='config.json'): use(out)
 
 @pytest.mark.parametrize('name', ['config.json', 'history.csv', 'split.csv', 'choices.json', 'model.safetensors'])
@@ -680,7 +681,7 @@ def test_mutated_run_folders_give_one_kind_of_error(name, finished, tmp_path, mo
     monkeypatch.setattr(run_module, 'evaluate_dls', lambda *args: (_ for _ in ()).throw(BusiError('reached the scores')))
     def mutated():
         yield from (b'', whole[:len(whole)//2], b'\xff\xfe' + whole, whole.decode('latin-1').encode('utf-16'), b'[]', b'{}', b'null', b'\0'*50, whole.replace(b',', b';'))
-        for _ in range(25):
+        for _ in range(8):
             at = int(rng.integers(len(whole)))
             yield whole[:at] + rng.bytes(int(rng.integers(4))) + whole[at + int(rng.integers(4)):]
     for data in mutated():
