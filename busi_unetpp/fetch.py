@@ -120,6 +120,7 @@ def safe_unzip(
         try:
             with zipfile.ZipFile(path) as archive:
                 if check_zip(archive, **limits) > shutil.disk_usage(part).free: raise OSError(errno.ENOSPC, 'No space left on device')
+                (Path(part)/'new').mkdir()         # also for an archive without entries
                 archive.extractall(Path(part)/'new')
         except SourceError as e: raise SourceError(f"{path}: {e}.") from e
         except Exception as e:     # every library that unpacks has errors of its own

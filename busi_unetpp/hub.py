@@ -85,14 +85,18 @@ BUSI_DATA = """[BUSI](https://doi.org/10.1016/j.dib.2019.104863), 780 images wit
 *Dataset of breast ultrasound images*, Data in Brief 28 (2020) 104863. Please cite it."""
 
 # %% ../nbs/41_hub.ipynb #3c6b5896
+def _check_net(network, found=None):
+    "As `check_network`, for a configuration."
+    try: check_network(network, found)
+    except BusiError as e: raise BusiError(f'no U-Net++ can be made of this configuration: {e}') from None
+
 def _check_config(network, size, **choices):
     "Raises `BusiError` for a configuration that cannot be right."
     check_size(size)
     for k, v in choices.items():
         low, high = _LIMITS[k]
         if not (_number(v, low, high) or k == 'flag' and v is None): raise BusiError(f"{k} {v!r}: expected a number from {low} to {high}.")
-    try: check_network(network)
-    except BusiError as e: raise BusiError(f'no U-Net++ can be made of this configuration: {e}') from None
+    _check_net(network)
 
 # %% ../nbs/41_hub.ipynb #e520feb7
 def as_plain(
@@ -171,7 +175,7 @@ def _from_pretrained(cls:HubModel, *, model_id, map_location='cpu', strict=True,
     "Instead of the mixin's: no pickles, and no weights that fit only in part."
     path = _find_weights(model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token)
     stored = load_model(path, 'cpu').net.state_dict()
-    if 'network' in config: check_network(config['network'], {k: list(v.shape) for k, v in stored.items()})       # before anything is built of the configuration
+    if 'network' in config: _check_net(config['network'], {k: list(v.shape) for k, v in stored.items()})       # before anything is built of the configuration
     model = cls(**config)
     model.net.load_state_dict(stored)
     return model.to(map_location).eval()

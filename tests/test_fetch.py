@@ -465,11 +465,19 @@ def foreign_name(data):
 
 @pytest.mark.parametrize('how', [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED], ids=['lzma', 'bzip2', 'deflate'])
 def test_damage_to_packed_bytes_is_the_archive_s_fault(tmp_path, how):
-    data = make_zip(tmp_path/'z.zip', {'a/one.png': bytes(range(256))*40}, how).read_bytes()
+    content, found = bytes(range(256))*40, 0
+    data = make_zip(tmp_path/'z.zip', {'a/one.png': content}, how).read_bytes()
     for at in range(40, data.index(b'PK\x01\x02') - 4, 7):
         (tmp_path/'z.zip').write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1:])
-        with pytest.raises(SourceError, match='z.zip: not a complete zip archive'): safe_unzip(tmp_path/'z.zip', tmp_path/'new', max_ratio=1e6)
+        try: safe_unzip(tmp_path/'z.zip', tmp_path/'new', max_ratio=1e6)
+        except SourceError as e:
+            assert 'z.zip: not a complete zip archive' in str(e)
+            found += 1
+        else:                                                                   # a bit that does not matter
+            assert (tmp_path/'new'/'a'/'one.png').read_bytes() == content
+            shutil.rmtree(tmp_path/'new')
         assert names(tmp_path) == ['z.zip']
+    assert found
 
 @pytest.mark.parametrize('entries', [{'a': b'x', 'a/b': b'y'}, {'x'*300: b'x'}, {'a\0b': b'x', 'a': b'y'}, {'ä.png': b'x'}], ids=['file and folder', 'long', 'null', 'not UTF-8'])
 def test_names_that_cannot_be_written_are_the_archive_s_fault(tmp_path, entries):
