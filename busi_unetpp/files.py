@@ -233,7 +233,7 @@ def check_fields(
         if v is None and name.endswith('?'): continue
         if isinstance(kind, dict): check_fields(v, kind, f'{path}: {k}', remedy)
         elif not _fits(v, kind):
-            wanted = ' or '.join(_CALLED[o] for o in (kind if isinstance(kind, tuple) else (kind,)))
+            wanted = ' or '.join(_CALLED.get(o, o.__name__) for o in (kind if isinstance(kind, tuple) else (kind,)))
             raise BusiError(f"{path}: {k} is {repr(v)[:60] if k in found else 'missing'}, expected {wanted}. {remedy}")
     return found
 
