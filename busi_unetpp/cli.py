@@ -14,6 +14,7 @@ __all__ = ['app', 'data_app', 'DataOpt', 'DataArg', 'TrainedDataOpt', 'SourcesOp
 # %% ../nbs/43_cli.ipynb #f350c5c8
 import json
 import shlex
+import signal
 import sys
 import warnings
 from contextlib import contextmanager
@@ -36,6 +37,18 @@ TrainedDataOpt = Annotated[Optional[Path], typer.Option('--data', help='The data
 SourcesOpt = Annotated[Optional[list[Path]], typer.Option('--data', help='A dataset of any known layout; several for a joint training: --data A --data B. Default: $BUSI_PATH; with --resume, where the run found it.')]
 DeviceOpt = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, mps.')]
 
+# %% ../nbs/43_cli.ipynb #ae231d10
+def _say(*words, keep='\n\t', **style):
+    "Print text in which names of files may stand: what a terminal would obey is shown."
+    from busi_unetpp.dataset import shown
+    typer.secho(' '.join(shown(w, keep) for w in words), **style)
+
+def _plain(text):
+    "A cell of a table as it is: rich would take `[red]` for a color."
+    from busi_unetpp.dataset import shown
+    from rich.text import Text
+    return Text(shown(text))
+
 # %% ../nbs/43_cli.ipynb #46d06d46
 def print_table1(
     run:Path, # A finished run's folder
@@ -45,16 +58,19 @@ def print_table1(
     from rich.console import Console
     from rich.table import Table
     from busi_unetpp.evaluate import table1
+    from busi_unetpp.files import read_json
     from busi_unetpp.run import read_config
-    t, config = table1(json.loads((Path(run)/'metrics.json').read_text())), read_config(run)
+    help, numbers = f'Run `busi-unetpp evaluate {run}` to make it again.', {f'{k}?': float for k in ('iou', 'accuracy', 'loss', 'tumor_iou', 'tumor_dice')}
+    part = numbers | {'predict_nothing': numbers}
+    t, config = table1(read_json(Path(run)/'metrics.json', {'train': part, 'test': part}, help)).astype(float), read_config(run)
     data = f"{config['dataset']['name']} at {config['recipe']['size']} x {config['recipe']['size']}"
-    table = Table(title='Table 1', box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=f'IoU: mean of background and tumor. Paper: BUSI at 196 x 196. This run: {data}.')
+    table = Table(title='Table 1', box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=_plain(f'IoU: mean of background and tumor. Paper: BUSI at 196 x 196. This run: {data}.'))
     for i, c in enumerate(('part', 'source', *t.columns)): table.add_column(c, justify='left' if i < 2 else 'right', no_wrap=True)
     for (part, source), row in t.iterrows():
         table.add_row(part, source, *('' if v != v else f'{v:.4f}' for v in row), style='bold' if source == 'this run' else None, end_section=source == 'predict nothing')
     console = Console()
     console.print(table)
-    console.print(f'Report: {Path(run)/"report.html"}', soft_wrap=True, markup=False, highlight=False)
+    _say(f'Report: {Path(run)/"report.html"}')
 
 # %% ../nbs/43_cli.ipynb #b9d699a5
 def _with_interval(row): return '–' if row.value != row.value else f'{row.value:.3f} ({row.low:.3f} to {row.high:.3f})'
@@ -64,17 +80,17 @@ def _print_table(title, columns, lines):
     from rich import box
     from rich.console import Console
     from rich.table import Table
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(title=_plain(title), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for c in columns: table.add_column(c)
-    for line in lines: table.add_row(*line)
+    for line in lines: table.add_row(*map(_plain, line))
     Console().print(table)
 
 def print_intervals(
     run:Path, # An evaluated run's folder
 ):
     "Print the scores of the run's test part at original size, with 95 % intervals over groups of images of one lesion."
-    import pandas as pd
-    t = pd.read_csv(Path(run)/'intervals.csv')
+    from busi_unetpp.files import read_table
+    t = read_table(Path(run)/'intervals.csv', dict(metric=str, value=float, low=float, high=float), f'Run `busi-unetpp evaluate {run}` to make it again.')
     _print_table('Test part, at original size', ('score', 'value (95 % interval)'), [(r.metric, _with_interval(r)) for r in t.itertuples()])
 
 # %% ../nbs/43_cli.ipynb #c7aa0517
@@ -86,7 +102,7 @@ def resumable(
     try: yield
     except KeyboardInterrupt:
         hint = f' Continue with: busi-unetpp train --out {shlex.quote(str(out))} --resume' if (Path(out)/'config.json').exists() else ''
-        typer.secho(f'\nInterrupted.{hint}', fg='yellow', err=True)
+        _say(f'\nInterrupted.{hint}', fg='yellow', err=True)
         raise typer.Exit(130)
 
 # %% ../nbs/43_cli.ipynb #e51b4926
@@ -113,6 +129,7 @@ def train(
     seed: Annotated[Optional[int], typer.Option(help='Of weights, order and augmentation.')] = None,
     split: Annotated[Optional[str], typer.Option(help='paper, grouped or kfold; or a CSV with the columns image, part; or a folder with train.txt, test.txt and perhaps valid.txt.')] = None,
     fold: Annotated[Optional[int], typer.Option(help='Which fold of kfold is the test part, from 0.')] = None,
+    folds: Annotated[Optional[int], typer.Option(help='How many folds kfold has. Default: 5.')] = None,
     split_seed: Annotated[Optional[int], typer.Option(help='Of the split.')] = None,
     teacher: Annotated[Optional[list[Path]], typer.Option(help='Folder of a finished run to learn from besides the masks, best with recipe fast; may be given several times.')] = None,
     allow_leaks: Annotated[bool, typer.Option('--allow-leaks', help='Repeat a published split that has images of one lesion on both sides.')] = False,
@@ -121,7 +138,7 @@ def train(
 ):
     "Train by a recipe on a dataset and leave a complete, evaluated run folder."
     from busi_unetpp.run import train_run
-    options = dict(epochs=epochs, batch_size=batch_size, size=size, seed=seed, fold=fold, split_seed=split_seed)
+    options = dict(epochs=epochs, batch_size=batch_size, size=size, seed=seed, fold=fold, folds=folds, split_seed=split_seed)
     with resumable(out): train_run(data or None, out, recipe, device, resume, split, allow_leaks=allow_leaks, teachers=teacher or (), **options)
     print_table1(out)
 
@@ -159,8 +176,8 @@ def print_unseen(
     if t.get('missed') is not None: lines.append(('lesions missed', f"{t['missed']:.1%}"))
     if t.get('to_human') is not None: lines.append(('sent to a human', f"{t['to_human']:.1%}"))
     _print_table(f"{found['tested_on']}, {found['images']} images in {found['groups']} groups, at original size", ('score', 'value (95 % interval)'), lines)
-    if found['left_out_as_seen']: print(f"{found['left_out_as_seen']} images left out: the run was trained on them or on others of their lesions or patients.")
-    for sentence in found['cannot_be_computed']: print(sentence)
+    if found['left_out_as_seen']: _say(f"{found['left_out_as_seen']} images left out: the run was trained on them or on others of their lesions or patients.")
+    for sentence in found['cannot_be_computed']: _say(sentence)
 
 # %% ../nbs/43_cli.ipynb #c777a7c9
 @app.command()
@@ -192,7 +209,7 @@ def compare(
     shown = table[table.metric.isin(SHOWN)]
     lines = [(r.run, SHOWN[r.metric], _with_interval(r), *(('', '') if r.p != r.p else (f'{r.difference:+.3f} ({r.difference_low:+.3f} to {r.difference_high:+.3f})', f'{r.p:.3f}'))) for r in shown.itertuples()]
     _print_table('Test images, at original size', ('run', 'score', '95 % interval', 'difference from the first', 'p'), lines)
-    print(f'Table and figure: {out}')
+    _say(f'Table and figure: {out}')
 
 # %% ../nbs/43_cli.ipynb #6b21673d
 class Format(str, Enum):
@@ -217,12 +234,13 @@ def predict(
     from busi_unetpp.predict import NOTICE, at_point, load_model, predict_folder
     table = predict_folder(paths, out, at_point(load_model(model, device), sensitivity, threshold), batch_size, tta, dropout, resume, overwrite)
     bad = table.attrs['unreadable']
-    print(f"{len(table)} images, {int((table.lesions > 0).sum())} with findings, {int(table.to_human.eq(True).sum())} for a human. Results: {out/'results.csv'}")
-    for f, why in list(bad.items())[:10]: typer.secho(f'Left out: {f}: {why}', fg='yellow', err=True)
-    if len(bad) > 10: typer.secho(f"... {len(bad) - 10} more in {out/'unreadable.csv'}", fg='yellow', err=True)
-    if n := int(table.warning.ne('').sum()): typer.secho(f"{n} images are doubtful, for example flat; see the column warning in {out/'results.csv'}.", fg='yellow', err=True)
-    if table.attrs['masks']: print(f"{len(table.attrs['masks'])} masks of other images left out; name a file itself to have it predicted.")
-    print(NOTICE, table.attrs.get('limits', ''))
+    _say(f"{len(table)} images, {int((table.lesions > 0).sum())} with findings, {int(table.to_human.eq(True).sum())} for a human. Results: {out/'results.csv'}")
+    for f, why in list(bad.items())[:10]: _say(f'Left out: {f}: {why}', fg='yellow', err=True, keep='')
+    if len(bad) > 10: _say(f"... {len(bad) - 10} more in {out/'unreadable.csv'}", fg='yellow', err=True)
+    if n := int(table.warning.ne('').sum()): _say(f"{n} images have a warning, for example that they are flat; see the column warning in {out/'results.csv'}.", fg='yellow', err=True)
+    if table.attrs['masks']: _say(f"{len(table.attrs['masks'])} masks of other images left out; name a file itself to have it predicted.")
+    if others := table.attrs['others']: _say(f"{sum(others.values())} other files left out: {', '.join(f'{n} {kind}' for kind, n in sorted(others.items()))}.", keep='')
+    _say(NOTICE, table.attrs.get('limits', ''))
     if bad: raise typer.Exit(1)
 
 @app.command('export')
@@ -240,7 +258,7 @@ def export_command(
     m = load_model(model, 'cpu')
     if int8: return print(export_int8(m, out or Path(f'{m.name}-int8.onnx'), int8))
     suffix, write = dict(onnx=('.onnx', export_onnx), torch=('.pt2', export_torch))[format.value]
-    print(write(m, out or Path(f'{m.name}{suffix}')))
+    _say(write(m, out or Path(f'{m.name}{suffix}')))
 
 # %% ../nbs/43_cli.ipynb #672a39a2
 @data_app.command()
@@ -257,16 +275,16 @@ def summary(
 
 def _print_summary(s):
     "Print what `summarize_dataset` found."
-    print(s['root'])
-    print(f"layout {s['layout']}, source {', '.join(s['sources'])}, {s['patients'] or 'unknown'} patients")
+    _say(s['root'])
+    _say(f"layout {s['layout']}, source {', '.join(s['sources'])}, {s['patients'] or 'unknown'} patients")
     wide = max(12, *(len(label) + 2 for label in s['counts']))
-    print(f"{'':{wide}}{'images':>8}{'masks':>8}{'several masks':>15}")
-    for label, c in s['counts'].items(): print(f"{label:{wide}}{c['images']:8}{c['masks']:8}{c['several_masks']:15}")
-    for side, v in s['sizes'].items(): print(f"{side:8}{v['min']} to {v['max']} pixels, median {v['median']}")
-    for sentence in (*s['limits'], *s['notes']): print(sentence)
-    print(f"{len(s['problems']) + len(s['masks'])} problem(s)")
-    for p in s['masks']: print(f"  {p['problem']}; {p['detail']}")
-    for p in s['problems']: print(f"  {p['file']}: {p['problem']}; {p['remedy']}")
+    _say(f"{'':{wide}}{'images':>8}{'masks':>8}{'several masks':>15}")
+    for label, c in s['counts'].items(): _say(f"{label:{wide}}{c['images']:8}{c['masks']:8}{c['several_masks']:15}")
+    for side, v in s['sizes'].items(): _say(f"{side:8}{v['min']} to {v['max']} pixels, median {v['median']}")
+    for sentence in (*s['limits'], *s['notes']): _say(sentence)
+    _say(f"{len(s['problems']) + len(s['masks'])} problem(s)")
+    for p in s['masks']: _say(f"  {p['problem']}; {p['detail']}")
+    for p in s['problems']: _say(f"  {p['file']}: {p['problem']}; {p['remedy']}")
 
 # %% ../nbs/43_cli.ipynb #449428fa
 @data_app.command()
@@ -274,7 +292,7 @@ def verify(path: DataArg = None):
     "Compare every file with the published BUSI or BUS-BRA; exit status 1 if one is missing or altered. A lossless re-encoding passes."
     from busi_unetpp.manifest import is_whole, verify, verify_report
     result = verify(path)
-    print(verify_report(result))
+    _say(verify_report(result))
     if not is_whole(result): raise typer.Exit(1)
 
 # %% ../nbs/43_cli.ipynb #8561b8f9
@@ -309,18 +327,23 @@ def phantom(
 ):
     "Simulate a dataset in BUSI's layout."
     from busi_unetpp.phantom import make_phantom
-    print(make_phantom(dest, n=n, seed=seed))
+    _say(make_phantom(dest, n=n, seed=seed))
 
 # %% ../nbs/43_cli.ipynb #637ed637
+def _interrupt(*_):
+    "A polite end of a process, as by a batch system or a container, is Ctrl-C: files are finished or removed, and it is said how to go on."
+    raise KeyboardInterrupt
+
 def main():
     "Run the command; the entry point of `busi-unetpp`."
     warnings.filterwarnings('ignore', category=FutureWarning)  # fastai 2.8 imports a part of torch that warns that it will go
-    warnings.showwarning = lambda message, *args, **kwargs: typer.secho(f'Warning: {message}', fg='yellow', err=True)
+    warnings.showwarning = lambda message, *args, **kwargs: _say(f'Warning: {message}', fg='yellow', err=True)
+    signal.signal(signal.SIGTERM, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')  # a terminal that cannot show a character shows another
     try: app(prog_name='busi-unetpp')
     except ValueError as e:
         from busi_unetpp.dataset import BusiError  # imports pandas, which --help does not need
         if not isinstance(e, BusiError): raise
-        typer.secho(f'Error: {e}', fg='red', err=True)
+        _say(f'Error: {e}', fg='red', err=True)
         sys.exit(1)

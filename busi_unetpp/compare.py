@@ -17,8 +17,12 @@ from matplotlib.figure import Figure
 
 from .dataset import BusiError
 from .figures import BACKGROUND, COLORS, LINES, WIDTH, styled
-from .files import check_writable, write_csv, write_figure
+from .files import check_writable, read_table, write_csv, write_figure
 from .stats import interval_table, paired_test
+
+# %% ../nbs/34_compare.ipynb #152d21df
+_NUMBERS = ('tp', 'fp', 'fn', 'tn', 'iou', 'precision', 'recall', 'hd95', 'assd', 'lesions', 'found_10', 'found_50', 'false_alarms_10', 'false_alarms_50')
+_SCORES = {k: str for k in ('image', 'label', 'part', 'group')} | dict(dice=float, area=float) | {f'{k}?': float for k in _NUMBERS}   # columns of scores.csv
 
 # %% ../nbs/34_compare.ipynb #768e40e2
 def read_scores(
@@ -30,10 +34,7 @@ def read_scores(
     if not files:
         what = 'this run was not evaluated' if (run/'config.json').exists() else 'no run here'
         raise BusiError(f"{run}: {what}, there is no scores.csv. Run `busi-unetpp evaluate {run}`.")
-    try: scores = pd.concat([pd.read_csv(f, dtype=dict(group=str), keep_default_na=False) for f in files], ignore_index=True)
-    except (OSError, ValueError) as e: raise BusiError(f"{run}: scores.csv cannot be read ({e}). Run `busi-unetpp evaluate {run}` again.") from None
-    missing = {'image', 'label', 'part', 'group', 'dice', 'area'} - set(scores.columns)
-    if missing: raise BusiError(f"{run}: scores.csv has no column {sorted(missing)[0]!r}. Run `busi-unetpp evaluate {run}` again.")
+    scores = pd.concat([read_table(f, _SCORES, f'Run `busi-unetpp evaluate {run}` again.') for f in files], ignore_index=True)
     scores = scores[scores.part == 'test'].reset_index(drop=True)
     twice = scores.image[scores.image.duplicated()]
     if len(twice): raise BusiError(f"{run}: {twice.iloc[0]!r} was tested by two of its runs. A folder is read as one cross-validation only if each image is tested once.")

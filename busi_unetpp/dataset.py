@@ -8,10 +8,10 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/dataset.html.md"""
 
 # %% auto #0
 __all__ = ['LABELS', 'LABEL_COLORS', 'SIDES', 'PIXELS', 'FRAMES', 'SCANS', 'WHITE', 'OVERSHOOT', 'TURNS', 'FORMATS', 'LOSSY',
-           'MASK_NAME', 'BusiError', 'reason', 'check_shape', 'gray_scale', 'to_uint8', 'orientation', 'image_shape',
-           'deep_scale', 'load_pixels', 'to_gray', 'count_scans', 'check_scans', 'decode_file', 'open_image',
-           'read_shape', 'read_gray', 'AnyMask', 'read_mask', 'merge_masks', 'read_masks', 'find_root', 'natural_key',
-           'find_problems', 'read_busi', 'order_labels', 'count_classes', 'summarize', 'measure_tumors',
+           'MASK_NAME', 'BusiError', 'reason', 'shown', 'check_shape', 'gray_scale', 'to_uint8', 'orientation',
+           'image_shape', 'deep_scale', 'load_pixels', 'to_gray', 'count_scans', 'check_scans', 'decode_file',
+           'open_image', 'read_shape', 'read_gray', 'AnyMask', 'read_mask', 'merge_masks', 'read_masks', 'find_root',
+           'natural_key', 'find_problems', 'read_busi', 'order_labels', 'count_classes', 'summarize', 'measure_tumors',
            'predict_nothing']
 
 # %% ../nbs/01_dataset.ipynb #55b71db7
@@ -36,7 +36,32 @@ def reason(
     e, # An exception about it
 )->str: # Its message without the name
     "What is wrong with a file, for a list in which its name stands beside."
-    return str(e).removeprefix(f'{path}: ')
+    return str(e).removeprefix(f'{path}: ').removeprefix(f'{shown(path)}: ')
+
+# %% ../nbs/01_dataset.ipynb #84f57443
+import unicodedata
+
+from fastcore.basics import patch
+
+# %% ../nbs/01_dataset.ipynb #8e7c0860
+_DIRECTIONS = set(range(0x202a, 0x202f)) | set(range(0x2066, 0x206a))   # characters that turn the direction of the text after them
+
+def _show(c):
+    if 0xdc80 <= ord(c) <= 0xdcff: return f'\\x{ord(c) - 0xdc00:02x}'        # a byte of a name that is not UTF-8
+    return c.encode('unicode_escape').decode() if unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') or ord(c) in _DIRECTIONS else c
+
+def shown(
+    text, # A file name, path or message of unknown origin
+    keep='', # Characters that stay as they are
+)->str: # Its control characters, and bytes that are not UTF-8, as `\x1b`
+    "Text that can be sent to a terminal and written into any file."
+    return ''.join(c if c in keep else _show(c) for c in str(text))
+
+# %% ../nbs/01_dataset.ipynb #59cf8251
+@patch
+def __init__(self:BusiError, message=''):
+    "The message, its control characters shown; it may have several lines."
+    ValueError.__init__(self, shown(message, keep='\n\t'))
 
 # %% ../nbs/01_dataset.ipynb #21d2ec68
 LABELS = ('normal', 'benign', 'malignant')
@@ -417,7 +442,7 @@ def _scan(root):
             if p.suffix.lower() != '.png' or p.name.startswith('.'): continue
             m = MASK_NAME.match(p.stem)
             stem = m['stem'] if m else p.stem
-            rows.append((f'{label}/{p.name}', p, label, stem, m is not None, f'{label}/{stem.lower()}'))
+            rows.append((f'{label}/{shown(p.name)}', p, label, stem, m is not None, f'{label}/{stem.lower()}'))
     if not any(not r[4] for r in rows):
         raise BusiError(f"{root}: the class folders hold no PNG images. Copy the dataset's PNG files into {', '.join(LABELS)}.")
     files = pd.DataFrame(rows, columns=['file', 'path', 'label', 'stem', 'is_mask', 'id'])

@@ -10,8 +10,9 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/explore.html.md"""
 __all__ = ['LARGE', 'MEDIUM', 'SMALL', 'MERGED', 'APART', 'MASK_COLORS', 'THRESHOLDS', 'FEW', 'ONE_VIEW', 'NOTICE', 'LEGEND',
            'STYLE', 'NO_MODEL', 'BUSY', 'MANY', 'fit', 'outline', 'paint', 'mask_choices', 'draw_masks', 'draw_map',
            'png', 'Entry', 'read_entry', 'lesion_groups', 'describe', 'as_table', 'threshold_scores', 'at', 'Case',
-           'make_case', 'draw_case', 'score_text', 'open_dataset', 'model_names', 'Predictor', 'Message', 'guarded',
-           'Navigator', 'Browser', 'Side', 'Inspector', 'download_link', 'keep_upload', 'Own', 'Explorer', 'explorer']
+           'make_case', 'draw_case', 'score_text', 'pasted', 'open_dataset', 'model_names', 'Predictor', 'Message',
+           'guarded', 'Navigator', 'Browser', 'Side', 'Inspector', 'download_link', 'keep_upload', 'Own', 'Explorer',
+           'explorer']
 
 # %% ../nbs/42_explore.ipynb #9ee4866f
 import base64
@@ -244,6 +245,14 @@ def score_text(
     scores = f'<b>Dice {s.dice:.3f}</b> &nbsp; <b>IoU {s.iou:.3f}</b><br>' if 'dice' in s else ''
     return f'{scores}Found: {area}<br>Uncertainty of the image: {case.prediction.score:.2f}{_remarks(case.prediction)}'
 
+# %% ../nbs/42_explore.ipynb #b9b46926
+def pasted(
+    text, # A path as a user has typed or pasted it
+)->str: # Without blanks around it, and without the quotes that file managers put around it
+    "The path that is meant; empty for none."
+    text = str(text).strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in '"\'' else text
+
 # %% ../nbs/42_explore.ipynb #dcaa1a7a
 FEW = 24   # simulated images to start with
 
@@ -251,7 +260,8 @@ def open_dataset(
     path='', # Folder of BUSI or of any dataset in its layout; empty for simulated images
 )->tuple: # Table of `read_busi`, result of `lesion_groups`, text of what was left out
     "A dataset to look at, its faulty images left out and named; raises `BusiError` if there is none."
-    root = find_root(path) if str(path).strip() else make_phantom(cache_folder()/'explorer', n=FEW)
+    path = pasted(path)
+    root = find_root(path) if path else make_phantom(cache_folder()/'explorer', n=FEW)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         df = read_busi(root, strict=False)
@@ -529,7 +539,7 @@ class Own(W.VBox):
         with guarded(self.message): self.take(keep_upload(self.upload.value[0], self.kept.name))
 
     def take_path(self):
-        if self.path.value.strip(): self.take(Path(self.path.value.strip()).expanduser())
+        if path := pasted(self.path.value): self.take(Path(path).expanduser())
 
     def take(self, file):
         "Segment the first frame of a file."

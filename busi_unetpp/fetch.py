@@ -8,9 +8,9 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/fetch.html.md"""
 
 # %% auto #0
 __all__ = ['AUTHORS_URL', 'AUTHORS_PAGE', 'KAGGLE_HANDLE', 'KAGGLE_PAGE', 'FOLDER', 'CITATION', 'BUSBRA_PAGE', 'BUSBRA_URL',
-           'BUSBRA_CITATION', 'BUSI', 'BUSBRA', 'Published', 'SourceError', 'disk_errors', 'check_zip', 'safe_unzip',
-           'StalePart', 'download', 'unpack', 'from_authors', 'from_kaggle', 'zip_by_hand', 'fetch_busi',
-           'fetch_busbra']
+           'BUSBRA_CITATION', 'BUSI', 'BUSBRA', 'DISK', 'MAX_ENTRIES', 'HIDDEN', 'Published', 'SourceError',
+           'disk_errors', 'check_zip', 'safe_unzip', 'StalePart', 'download', 'unpack', 'from_authors', 'from_kaggle',
+           'zip_by_hand', 'fetch_busi', 'fetch_busbra']
 
 # %% ../nbs/04_fetch.ipynb #27d4aef7
 import errno
@@ -22,14 +22,14 @@ import sys
 import tempfile
 import time
 import zipfile
-import zlib
 from contextlib import contextmanager
 from functools import partial
+from http.client import HTTPException
 from itertools import chain
 from pathlib import Path, PureWindowsPath
 from typing import Callable, NamedTuple
 
-from .dataset import BusiError, find_root
+from .dataset import BusiError, find_root, shown
 from .manifest import NAMES, find_busbra, is_whole, verify, verify_report
 
 # %% ../nbs/04_fetch.ipynb #64a68e32
@@ -68,6 +68,8 @@ def _find(what, path):
     except BusiError: return None
 
 # %% ../nbs/04_fetch.ipynb #823efbb9
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}   # no fault of an archive
+
 class SourceError(BusiError):
     "A download or archive that cannot be used; another source may still work."
 
@@ -83,6 +85,8 @@ def disk_errors(
         raise BusiError(f"{folder}: cannot be written ({e.strerror or e}). Choose a folder that you may write to.") from e
 
 # %% ../nbs/04_fetch.ipynb #39151e54
+MAX_ENTRIES = 20_000   # of a zip; BUS-BRA has 3,751, and programs add some
+
 def _check_name(name):
     p = PureWindowsPath(name)
     if p.drive or p.root or '..' in p.parts or not p.parts: raise SourceError(f'the entry {name!r} would land outside the folder')
@@ -98,6 +102,7 @@ def check_zip(
         _check_name(e.filename)
         if stat.S_IFMT(e.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR): raise SourceError(f'the entry {e.filename!r} is a link or a device')
     size, packed = sum(e.file_size for e in entries), Path(archive.filename).stat().st_size
+    if len(entries) > MAX_ENTRIES: raise SourceError(f'it holds {len(entries)} entries, which no copy of the dataset does')
     if size > max_bytes or size > max_ratio*packed:
         raise SourceError(f'it would unpack from {packed/1e6:.1f} MB to {size/1e6:.1f} MB, which no copy of the dataset does')
     return size
@@ -115,10 +120,12 @@ def safe_unzip(
         try:
             with zipfile.ZipFile(path) as archive:
                 if check_zip(archive, **limits) > shutil.disk_usage(part).free: raise OSError(errno.ENOSPC, 'No space left on device')
+                (Path(part)/'new').mkdir()         # also for an archive without entries
                 archive.extractall(Path(part)/'new')
         except SourceError as e: raise SourceError(f"{path}: {e}.") from e
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
-            raise SourceError(f"{path}: not a complete zip archive ({e}).") from e
+        except Exception as e:     # every library that unpacks has errors of its own
+            if isinstance(e, OSError) and e.errno in DISK: raise
+            raise SourceError(f"{path}: not a complete zip archive ({shown(e)[:200] or type(e).__name__}).") from e
         (Path(part)/'new').rename(dest)
     return dest
 
@@ -131,11 +138,16 @@ def _tag_file(part): return part.with_name(part.name + '.tag')
 def _drop(part):
     for f in (part, _tag_file(part)): f.unlink(missing_ok=True)
 
+def _read_tag(part):
+    "What identifies the version that `part` is of; empty if nothing usable is there."
+    try: tag = _tag_file(part).read_text(encoding='latin-1')
+    except OSError: return ''
+    return tag if re.fullmatch('[ -~]{1,200}', tag) else ''
+
 def _range_headers(part):
     "Headers that ask for what `part` lacks."
-    tag = _tag_file(part)
-    if not (part.exists() and part.stat().st_size and tag.exists() and tag.read_text()): return {}
-    return {'Range': f'bytes={part.stat().st_size}-', 'If-Range': tag.read_text()}
+    if not (part.exists() and part.stat().st_size and (tag := _read_tag(part))): return {}
+    return {'Range': f'bytes={part.stat().st_size}-', 'If-Range': tag}
 
 def _validator(headers):
     "The strong ETag of an answer, else its date, else None; RFC 9110 allows no weak ETag in If-Range."
@@ -151,8 +163,8 @@ def _judge(response, have, tag):
     if status == 429 or status >= 500: raise requests.HTTPError(f'the server answered {status} {response.reason}')
     if status not in (200, 206): raise SourceError(f'the server answered {status} {response.reason}')
     if 'html' in head.get('Content-Type', ''): raise SourceError('a web page came instead of a zip (a login or error page?)')
-    if status == 200: return 0, int(head['Content-Length']) if 'Content-Length' in head else None
-    m = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', head.get('Content-Range', ''))
+    if status == 200: return 0, int(n) if re.fullmatch('[0-9]{1,18}', n := head.get('Content-Length', '')) else None
+    m = re.fullmatch('bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})', head.get('Content-Range', ''))
     if not m or int(m[1]) != have or _validator(head) not in (None, tag): raise StalePart('the server sent another part than was asked for')
     return have, int(m[2])
 
@@ -170,13 +182,13 @@ def _bar(name, have, total, show):
 def _receive(response, part, show):
     "Writes one answer into `part`; raises what `_judge` raises, and requests' exceptions if the connection breaks."
     import requests
-    have, tag = (part.stat().st_size, _tag_file(part).read_text()) if _range_headers(part) else (0, None)
+    have, tag = (part.stat().st_size, _read_tag(part)) if _range_headers(part) else (0, None)
     offset, total = _judge(response, have, tag)
     chunks = response.iter_content(1 << 14)
     first = next(chunks, b'')
     if not offset and not first.startswith(b'PK'): raise SourceError('what came is not a zip (a login or error page?)')
     if total and total - offset > shutil.disk_usage(part.parent).free: raise OSError(errno.ENOSPC, 'No space left on device')
-    if not offset: _tag_file(part).write_text(_validator(response.headers) or '')
+    if not offset: _tag_file(part).write_text(_validator(response.headers) or '', encoding='latin-1', errors='replace')
     with part.open('ab' if offset else 'wb') as f, _bar(part.name.split('.zip')[0], offset, total, show) as count:
         for chunk in chain([first], chunks):
             f.write(chunk)
@@ -205,6 +217,7 @@ def download(
 ):
     "Downloads a zip, going on from what an earlier attempt left in `part`; raises `SourceError` when it gives up."
     import requests
+    from urllib3.exceptions import HTTPError
     part = Path(part or f'{output_file}.part')
     for i in range(tries):
         if i: time.sleep(wait*2**(i - 1))
@@ -212,8 +225,9 @@ def download(
             headers = {'Accept-Encoding': 'identity', **_range_headers(part)}
             with requests.get(url, headers=headers, stream=True, timeout=timeout) as response: _receive(response, part, progress)
             break
-        except (requests.RequestException, StalePart) as e:
-            why = _why(e)
+        except SourceError: raise
+        except (requests.RequestException, StalePart, HTTPException, HTTPError, ValueError) as e:      # ValueError: an address or a header that is none
+            why = shown(_why(e))[:200]
             if isinstance(e, StalePart): _drop(part)
     else:
         kept = f'; {part.stat().st_size/1e6:.1f} MB are kept in {part}, and the next run goes on from there' if _range_headers(part) else ''
@@ -235,6 +249,8 @@ def unpack(
         return root.rename(Path(dest)/what.folder)
 
 # %% ../nbs/04_fetch.ipynb #d9577f85
+HIDDEN = '.busi-'   # start of the names of what is there for a moment
+
 def from_authors(
     dest, # Folder that gets the dataset
     url:str=AUTHORS_URL, # Address of the zip
@@ -247,12 +263,13 @@ def from_authors(
     pooch.get_logger().setLevel('WARNING')  # its advice to note the zip's hash is not for our reader: the manifest checks every file
     with disk_errors(dest):
         get = partial(download, part=Path(dest)/f'{what.zip}.part', **options)
-        path = Path(pooch.retrieve(url, known_hash=None, fname=what.zip, path=dest, downloader=get))
+        path = Path(pooch.retrieve(url, known_hash=None, fname=f'{HIDDEN}{what.zip}', path=dest, downloader=get))   # hidden, so that it is not taken for one that the user has put there
         try: root = unpack(path, dest, what)
         except SourceError:
             path.unlink()
             raise
-        if not keep_zip: path.unlink()
+        if keep_zip: path.replace(Path(dest)/what.zip)
+        else: path.unlink()
     return root
 
 # %% ../nbs/04_fetch.ipynb #a92ec396
@@ -288,7 +305,7 @@ def _checked(root, manifest, what):
     "`root`, after telling what `verify` found; raises `BusiError` if it is not the published dataset."
     checked = verify(root, manifest)
     if not is_whole(checked): raise BusiError(f"{root}: these files are not {NAMES[what.key]} as published.\n{verify_report(checked)}\nTo fetch it afresh, move them away and run again.")
-    print(verify_report(checked), what.citation, sep='\n')
+    print(shown(verify_report(checked), keep='\n'), what.citation, sep='\n')
     return root
 
 def _from_sources(dest, sources, what):
@@ -300,10 +317,30 @@ def _from_sources(dest, sources, what):
         except SourceError as e: failures.append((name, e))
     raise BusiError(_by_hand(dest, failures, what))
 
+@contextmanager
+def _alone(dest):
+    "Waits until no other process fetches to `dest`, and removes the folders that a killed one left."
+    from filelock import FileLock
+    path = dest/f'{HIDDEN}lock'
+    lock = FileLock(path)
+    with disk_errors(dest): lock.acquire()
+    try:
+        for p in [*dest.glob(f'{HIDDEN}*'), *dest.glob('.unzip-*')]:
+            if p.is_dir(): shutil.rmtree(p, ignore_errors=True)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
 def _fetch(what, dest, sources, manifest):
     "The folder of a dataset, verified: from `dest` itself, from a zip there, or from the first of the sources that works."
     dest = Path(dest).expanduser().absolute()
     with disk_errors(dest): dest.mkdir(parents=True, exist_ok=True)
+    if here := _find(what, dest): return _checked(here, manifest, what)
+    with _alone(dest): return _fetch_alone(what, dest, sources, manifest)
+
+def _fetch_alone(what, dest, sources, manifest):
+    "The rest of `_fetch`, by one process at a time; whoever comes second uses what the first has brought."
     if here := _find(what, dest): return _checked(here, manifest, what)
     if (dest/what.folder).exists(): raise BusiError(f"{dest/what.folder}: is there but does not hold {what.holds}. Move it away and run again.")
     with disk_errors(dest), tempfile.TemporaryFile(dir=dest): pass

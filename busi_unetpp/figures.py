@@ -32,6 +32,13 @@ STYLE = {
     'font.size': 8.5, 'text.color': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
     'legend.frameon': False, 'legend.fontsize': 8, 'lines.linewidth': 1.6, 'patch.linewidth': .8}
 
+# %% ../nbs/07_figures.ipynb #8a9c45b7
+def _own_text(fig):
+    "The text that a plot has put into a figure; the numbers at the ticks are matplotlib's."
+    legends = [l for l in (*fig.legends, *(ax.get_legend() for ax in fig.axes)) if l]
+    titles = [t for ax in fig.axes for t in (ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts)]
+    return [*titles, *fig.texts, *(t for l in legends for t in l.get_texts())]
+
 # %% ../nbs/07_figures.ipynb #9799e82d
 def styled(
     plot, # Function that returns a matplotlib Figure
@@ -41,6 +48,7 @@ def styled(
     def inner(*args, **kwargs):
         with rc_context(STYLE):
             fig = plot(*args, **kwargs)
+            for text in _own_text(fig): text.set_parse_math('$' not in text.get_text())     # names of files and classes are no formulas
             fig.draw_without_rendering()
         return fig
     return inner

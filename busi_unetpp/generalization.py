@@ -21,7 +21,7 @@ import torch
 
 from .checkpoint import load_weights
 from .dataset import BusiError
-from .files import check_writable, made_with, write_csv, write_json
+from .files import check_writable, read_table, made_with, write_csv, write_json
 from .groups import known_groups
 from .lesions import summarize_scores
 from .loaders import pick_device
@@ -54,13 +54,18 @@ def score_set(
     empty = score_views(df[silenced].reset_index(drop=True), few, threshold, smallest).set_axis(open_scores.index[silenced])
     return pd.concat([open_scores[~silenced], empty.assign(uncertainty=open_scores.uncertainty[silenced])]).sort_index(), open_scores
 
+# %% ../nbs/36_generalization.ipynb #0031bf9e
+def _read_split(run):
+    "The split of a run, as it stands in its folder."
+    return read_table(run/'split.csv', {'image': str, 'part': str, 'group': str, 'known?': str, 'pixels?': str}, 'The run cannot be used; train again.')
+
 # %% ../nbs/36_generalization.ipynb #80d89c64
 def holds_images_of(
     run, # The folder of a run
     data, # A dataset, or a list of several
 )->bool: # Are all images of the run's split in it, by their names?
     "Whether data are those that a run was made with, perhaps moved, and not a set that it has not seen."
-    return bool(pd.read_csv(Path(run).expanduser()/'split.csv').image.isin(read_datasets(data).image).all())
+    return bool(_read_split(Path(run).expanduser()).image.isin(read_datasets(data).image).all())
 
 # %% ../nbs/36_generalization.ipynb #98f21700
 def cannot_be_computed(
@@ -128,7 +133,7 @@ def evaluate_unseen(
     if sensitivity is not None: choices = choices | dict(presence_threshold=threshold_at(choices.get('points', []), sensitivity, run))
     if tta is not None: choices = choices | dict(tta=tta)
     df = read_datasets(data)
-    seen = seen_in_training(df, pd.read_csv(run/'split.csv'))
+    seen = seen_in_training(df, _read_split(run))
     if seen.all(): raise BusiError(f"{data}: the run {run} was trained on all of these images or on others of the same lesions. Use `busi-unetpp evaluate {run}` without --data to score it on its own test set.")
     df = df[~seen].reset_index(drop=True)
     out = check_writable(out or run/f"unseen-{'-'.join(Path(p).name for p in as_paths(data)) or 'BUSI'}")

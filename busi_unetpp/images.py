@@ -625,7 +625,7 @@ def as_frame(
     return Frame('image', gray, warning=describe_levels(gray))
 
 # %% ../nbs/38_images.ipynb #52293d53
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.dcm', '.dicom')
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.tif', '.tiff', '.bmp', '.gif', '.webp', '.jp2', '.j2k', '.jpx', '.ppm', '.pgm', '.tga', '.dcm', '.dicom')
 
 def _walk(root, refused):
     "Every file below `root`, hidden ones left out, in natural order; links to folders too."
@@ -636,31 +636,52 @@ def _walk(root, refused):
         for name in sorted([*names, *links], key=natural_key):
             if not name.startswith('.'): yield Path(folder)/name
 
+def _split_pattern(path):
+    "The folder at the start of a pattern, whose name may hold `[` or `*` itself, and the rest."
+    base, rest = (Path(path.anchor), path.parts[1:]) if path.anchor else (Path(), path.parts)
+    while rest and (base/rest[0]).is_dir(): base, rest = base/rest[0], rest[1:]
+    return base, Path(*rest)
+
+def _matches(base, pattern):
+    "The files that match, hidden ones left out, in natural order."
+    found = (m for m in base.glob(pattern) if not any(part.startswith('.') for part in m.relative_to(base).parts))
+    return sorted(found, key=lambda p: natural_key(str(p)))
+
 def _candidates(path, refused):
     "Pairs of a path and the folder that it must not lead out of (None for a file that was named)."
     path = Path(path).expanduser()
     if path.is_dir(): yield from ((p, path.resolve()) for p in _walk(path, refused))
     elif path.exists() or path.is_symlink(): yield path, None
     else:
-        magic = [i for i, part in enumerate(path.parts) if any(c in part for c in '*?[')]
-        if not magic: raise BusiError(f"{path}: no such file or folder.")
-        base = Path(*path.parts[:magic[0]])
-        try: matches = sorted((m for m in base.glob(str(Path(*path.parts[magic[0]:]))) if not any(part.startswith('.') for part in m.relative_to(base).parts)), key=lambda p: natural_key(str(p)))
+        base, rest = _split_pattern(path)
+        if not any(c in str(rest) for c in '*?['): raise BusiError(f"{path}: no such file or folder.")
+        try: matches = _matches(base, str(rest)) or _matches(base, str(rest).replace('[', '[[]'))   # a bracket may be one of a name
         except (ValueError, NotImplementedError) as e: raise BusiError(f"{path}: not a pattern that can be used ({e}).") from None
         if not matches: raise BusiError(f"{path}: no file matches.")
         for m in matches: yield from ((p, base.resolve()) for p in (_walk(m, refused) if m.is_dir() and not m.is_symlink() else [m]))
 
 # %% ../nbs/38_images.ipynb #7cb7ed84
-def _may_be_image(path): return path.is_file() and (path.suffix.lower() in SUFFIXES or is_dicom(path))
+def _may_be_image(path): return path.is_file() and (path.suffix.lower() in SUFFIXES or is_dicom(path)) and not _is_other_object(path)
+
+def _is_other_object(path):
+    "Is this a DICOM object that is no image, such as a directory or a report?"
+    if not is_dicom(path): return False
+    import pydicom
+    try: ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=['Rows'])
+    except Exception: return False                                                  # `read_image` says what is wrong
+    return 'Rows' not in ds and 'Image' not in getattr(ds.file_meta.get('MediaStorageSOPClassUID', ''), 'name', '')
+
+def _kind(path): return 'DICOM objects without an image' if is_dicom(path) else path.suffix.lower() or 'without an ending'
 
 def find_images(
     paths, # A path, or several: files, folders (all that is below), patterns with `*`, `?`, `**`
     skip=None, # A folder whose files are left out, for example that of the results
     masks:list=None, # Filled with the masks that were left out, each once
+    others:dict=None, # Filled with the kinds of the other files that were left out, and their number
 )->tuple: # The files (list of Path, each once), and those that were refused (dict of Path to the reason)
     "The image files at `paths` without the masks beside them; raises `BusiError` for a path that is not there and a pattern without match."
     paths, skip = [paths] if isinstance(paths, (str, os.PathLike)) else paths, Path(skip).expanduser().resolve() if skip else None
-    found, refused, seen, left = [], {}, set(), {}
+    found, refused, seen, left, rest = [], {}, set(), {}, {}
     for path in paths:
         for p, root in _candidates(path, refused):
             try: real = p.resolve(strict=True)
@@ -671,10 +692,11 @@ def find_images(
                     continue
                 if real in seen or skip and real.is_relative_to(skip): continue
                 if root and not real.is_relative_to(root): refused[p] = f'a link that leads out of {root.name or root}; name the file itself if it is meant'
-                elif root and not _may_be_image(p): continue
+                elif root and not _may_be_image(p): rest[real] = p
                 elif root and is_mask_file(p): left[real] = p
                 else:
                     seen.add(real)
                     found.append(p)
+    if others is not None: others.update(Counter(_kind(p) for real, p in rest.items() if real not in seen and p.is_file()))
     if masks is not None: masks += [p for real, p in left.items() if real not in seen]
     return found, refused

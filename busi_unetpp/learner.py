@@ -14,7 +14,7 @@ __all__ = ['STRONG', 'RECIPES', 'Recipe', 'get_recipe', 'CpuBF16', 'mixed_precis
 import copy
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,16 +32,25 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from .augment import KINDS_OF_CHANGE, Augment
-from .checkpoint import Checkpoint, Ema, History, ResumableLearner, StopOnNaN
+from .checkpoint import Checkpoint, Ema, History, ResumableLearner, StopOnNaN, _check_arguments, check_network
 from .dataset import BusiError
 from .distill import Distill
 from .encoder import build_unetpp, load_pretrained
 from .figures import PREDICTION, TRUTH, WIDTH, show_image, styled
-from .files import write_figure
+from .files import check_fields, write_figure
 from .losses import DiceBCELoss, DiceLoss
 from .metrics import busi_metrics
 from .preprocess import check_size, show_overlay
 from .split import KINDS
+
+# %% ../nbs/20_learner.ipynb #1407cc3f
+def _check_types(recipe):
+    "Raises `BusiError` unless each field of a recipe, which may come from a file, holds what it is declared as."
+    check_fields(vars(recipe), {f.name: f.type for f in fields(recipe) if f.type in (int, float, str, bool, dict)}, 'recipe', 'Choose another value.')
+    _check_arguments(recipe.model)
+    if recipe.epoch_images > 10**6: raise BusiError(f"epoch_images {recipe.epoch_images}: expected up to a million.")
+    for k in ('lr', 'weight_decay', 'eps', 'smooth', 'encoder_lr', 'augment'):
+        if not 0 <= getattr(recipe, k) <= 1e6: raise BusiError(f"{k} {getattr(recipe, k)}: expected 0 or more, and at most a million.")
 
 # %% ../nbs/20_learner.ipynb #47bfc8a9
 @dataclass(frozen=True)
@@ -82,8 +91,9 @@ class Recipe:
     def __post_init__(self):
         check_size(self.size)
         for k, low in dict(batch_size=1, epochs=1, patience=1, seed=0, split_seed=0, fold=0, folds=2, epoch_images=0).items():
-            if not isinstance(v := getattr(self, k), int) or v < low: raise BusiError(f"{k} {v!r}: expected a whole number, at least {low}.")
-        if not (math.isfinite(self.lr) and self.lr >= 0): raise BusiError(f"lr {self.lr}: expected 0 or more.")
+            if not isinstance(v := getattr(self, k), int) or not low <= v < 2**32: raise BusiError(f"{k} {v!r}: expected a whole number, at least {low} and below 2^32.")
+        if not (isinstance(self.lr, (int, float)) and math.isfinite(self.lr) and self.lr >= 0): raise BusiError(f"lr {self.lr}: expected 0 or more.")
+        _check_types(self)
         for k, allowed in dict(split=KINDS, loss=('dice', 'dice_bce'), schedule=('constant', 'one_cycle'), augment_kind=KINDS_OF_CHANGE).items():
             if getattr(self, k) not in allowed: raise BusiError(f"{k} {getattr(self, k)!r}: expected one of {', '.join(allowed)}.")
         if not 0 <= self.ema < 1: raise BusiError(f"ema {self.ema}: expected 0 or more, and less than 1.")
@@ -168,7 +178,7 @@ def busi_learner(
     recipe = get_recipe(recipe)
     device = torch.device(dls.device)
     torch.manual_seed(recipe.seed)
-    model = build_unetpp(**recipe.model)
+    model = build_unetpp(**check_network(recipe.model))
     if recipe.pretrained != 'none': load_pretrained(model.encoder, recipe.pretrained)
     model.to(device, memory_format=torch.channels_last)
     temporary = None if out else TemporaryDirectory(prefix='busi-unetpp-')

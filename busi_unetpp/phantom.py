@@ -15,12 +15,15 @@ __all__ = ['LAYERS', 'LESIONS', 'ANGLES', 'BUSI_COUNTS', 'VERSION', 'MULTIPLE', 
 # %% ../nbs/05_phantom.ipynb #292c8f36
 import json
 import operator
+import re
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 from scipy.fft import irfftn, rfftn
 from scipy.ndimage import binary_fill_holes, distance_transform_edt, fourier_gaussian, gaussian_filter1d, label as components, map_coordinates
@@ -459,6 +462,15 @@ def _write_cases(folder, n, seed, size):
             lesions = MULTIPLE.get(number, 1 + (number % 25 == 0)) if label == 'benign' else 1
             save_case(folder, label, number, *simulate(label, key, (int(height), int(width)), lesions))
 
+def _make(dest, recipe, hidden):
+    "Make the dataset beside its place, and move it there when it is whole."
+    with tempfile.TemporaryDirectory(dir=dest.parent, prefix=hidden) as tmp:
+        folder = Path(tmp)/'dataset'
+        _write_cases(folder, recipe['n'], recipe['seed'], recipe['size'])
+        (folder/'phantom.json').write_text(json.dumps({**recipe, 'files': len(list(folder.glob('*/*.png')))}))
+        if dest.exists(): dest.rmdir() # empty, or _is_made would have refused; not every system renames over it
+        folder.rename(dest)
+
 def make_phantom(
     dest, # Folder to make; its parents are made too
     n:int=120, # Images in all, 3-10000; with 6 or more every trap occurs
@@ -468,15 +480,14 @@ def make_phantom(
     "The folder of a simulated dataset in BUSI's layout, made unless it is there; raises `BusiError` for bad numbers or if something else is at `dest`."
     dest, recipe = Path(dest).expanduser(), _recipe(n, seed, size)
     if _is_made(dest, recipe): return dest
+    lock, hidden = dest.parent/f'.phantom-{dest.name[:100]}.lock', f'.phantom-{dest.name[:100]}-'
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=dest.parent, prefix='.phantom-') as tmp:
-            folder = Path(tmp)/'dataset'
-            _write_cases(folder, recipe['n'], recipe['seed'], recipe['size'])
-            (folder/'phantom.json').write_text(json.dumps({**recipe, 'files': len(list(folder.glob('*/*.png')))}))
-            if dest.exists(): dest.rmdir() # empty, or _is_made would have refused; not every system renames over it
-            try: folder.rename(dest)
-            except OSError:
-                if not _is_made(dest, recipe): raise # unless another process has just made the same
+        with FileLock(lock):             # whoever comes second waits, and uses what is there
+            try:
+                for left in dest.parent.iterdir():
+                    if re.fullmatch(re.escape(hidden) + '[a-z0-9_]{8}', left.name): shutil.rmtree(left, ignore_errors=True)   # of a killed process
+                if not _is_made(dest, recipe): _make(dest, recipe, hidden)
+            finally: lock.unlink(missing_ok=True)
     except OSError as e: raise BusiError(f"{dest}: cannot be written ({e.strerror or e}). Choose a folder that you may write to, on a disk with space.") from e
     return dest

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -42,10 +43,10 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from skimage.measure import find_contours, label, regionprops
 
-from .checkpoint import load_weights
-from .dataset import BusiError, reason
+from .checkpoint import check_network, load_weights, tensor_shapes
+from .dataset import BusiError, reason, shown
 from .encoder import build_unetpp
-from .files import check_writable, write_csv, write_file, write_json
+from .files import TEMPORARY, check_fields, claims, plain_cell, read_json, safe_cell, write_csv, write_file, write_json
 from .images import Frame, as_frame, find_images, read_image
 from .lesions import drop_small, to_original
 from .loaders import pick_device
@@ -96,7 +97,7 @@ def save_model(
     return write_file(path, safetensors.torch.save(tensors, metadata=dict(unetpp=json.dumps(args), busi_unetpp=json.dumps(extra))))
 
 # %% ../nbs/39_predict.ipynb #f557ca54
-def _strange(path, why): return BusiError(f"{path}: not a model that can be used: {why}. Use 'strong', a file written by `save_model`, or the folder of a run.")
+def _strange(path, why): return BusiError(f"{path}: not a model that can be used: {why.rstrip('.')}. Use 'strong', a file written by `save_model`, or the folder of a run.")
 
 _LIMITS = dict(threshold=(0, 1), smallest=(0, .999), temperature=(.01, 100), flag=(-1, 1), presence_threshold=(0, 1))
 
@@ -115,19 +116,11 @@ def _check_choices(path, c):
     if bad: raise _strange(path, f'its {bad[0]} is {c[bad[0]]!r}')
     try: size = check_size(c.get('size'))
     except BusiError as e: raise _strange(path, str(e)) from None
-    return dict(size=size, card=c.get('card') or {}, tta=c.get('tta') is True, points=_check_points(path, c.get('points') or []),
+    card = c.get('card') or {}
+    try: check_fields(card, {'limits?': str}, 'card', '')
+    except BusiError as e: raise _strange(path, str(e)) from None
+    return dict(size=size, card=card, tta=c.get('tta') is True, points=_check_points(path, c.get('points') or []),
         **{k: c[k] for k in _LIMITS if c.get(k) is not None})
-
-def _check_network(path, f, args):
-    "Nothing if the tensors in the opened file are those of a network with these arguments."
-    encoder = (args.get('encoder') or '') if isinstance(args, dict) else None
-    if not isinstance(encoder, str) or not re.fullmatch('[a-z0-9_.]*', encoder): raise _strange(path, f'its encoder is {str(encoder)[:80]!r}')
-    try:
-        with torch.device('meta'): want = {k: list(v.shape) for k, v in build_unetpp(**args).state_dict().items()}
-    except Exception as e: raise _strange(path, f'its network cannot be built ({str(e)[:120]})') from e
-    found = {k: f.get_slice(k).get_shape() for k in f.keys()}
-    wrong = [k for k in want.keys() | found.keys() if want.get(k) != found.get(k)]
-    if wrong: raise _strange(path, f'{min(wrong)} is {found.get(min(wrong))}, and the network that it describes needs {want.get(min(wrong))}')
 
 def _read_choices(path):
     "The choices stored beside the weights, the network's shapes checked."
@@ -136,7 +129,8 @@ def _read_choices(path):
         with safetensors.safe_open(path, 'pt') as f:
             meta = f.metadata() or {}
             if 'unetpp' not in meta: raise _strange(path, 'the header does not describe a U-Net++')
-            _check_network(path, f, json.loads(meta['unetpp']))
+            try: check_network(json.loads(meta['unetpp']), tensor_shapes(f))
+            except BusiError as e: raise _strange(path, str(e)) from None
             return json.loads(meta['busi_unetpp']) if 'busi_unetpp' in meta else None
     except (BusiError, FileNotFoundError): raise
     except Exception as e: raise _strange(path, f'damaged ({type(e).__name__}: {str(e)[:120]})') from e
@@ -165,9 +159,10 @@ def load_model(
     choices, config = _read_choices(path), path.with_name('config.json')
     if choices is None:
         from busi_unetpp.run import read_choices
-        try: choices = dict(size=json.loads(config.read_text())['recipe']['size'], **read_choices(path.parent))
-        except (OSError, ValueError, KeyError, TypeError): raise _strange(path, 'neither its header nor a config.json beside it says which size it looks at') from None
-    name = path.parent.name if path.name == 'model.safetensors' else path.stem
+        chosen = read_choices(path.parent)
+        try: choices = dict(chosen, size=read_json(config, {'recipe': {'size': int}})['recipe']['size'])
+        except BusiError: raise _strange(path, 'neither its header nor a config.json beside it says which size it looks at') from None
+    name = shown(path.resolve().parent.name if path.name == 'model.safetensors' else path.stem)
     return Model(load_weights(path).to(device, memory_format=torch.channels_last).eval(), name=name, digest=hashlib.sha256(path.read_bytes()).hexdigest(), **_check_choices(path, choices))
 
 # %% ../nbs/39_predict.ipynb #59a302d6
@@ -188,8 +183,10 @@ def at_point(
 def _judgement(run, judged):
     "What was scored of a run, and how it is to be used."
     path, help = (Path(judged)/'judgement.json', f'python -m busi_unetpp.strong {run} {judged}') if judged else (run/'evaluation.json', f'busi-unetpp evaluate {run}')
-    try: found = json.loads(path.read_text())
-    except (OSError, ValueError): raise BusiError(f"{path}: cannot be read, so there is no score to ship. Run `{help}`.") from None
+    scored = {'test': dict, 'intervals': dict, 'groups': int}
+    fields = {'runs': list, 'smallest': float, 'flag': {'threshold': float}, 'presence_threshold': float, 'tta': bool, 'points': list} if judged else {'calibration': {'temperature': float}}
+    try: found = read_json(path, scored | fields)
+    except BusiError as e: raise BusiError(f"{e} It cannot be read, so there is no score to ship. Run `{help}`.") from None
     if not judged:
         from busi_unetpp.run import read_choices
         return found, read_choices(run) or dict(temperature=found['calibration']['temperature'])
@@ -224,7 +221,7 @@ def ship_run(
     found, choices = _judgement(run, judged)
     choices |= {k: v for k, v in dict(flag=flag, tta=tta).items() if v is not None}
     r, data = config['recipe'], config['dataset']
-    elsewhere = [json.loads((Path(u)/'unseen.json').read_text()) for u in unseen]
+    elsewhere = [read_json(Path(u)/'unseen.json', dict(trained_on=str, tested_on=str, images=int, groups=int, test=dict, intervals=dict), 'Evaluate the run on that set again.') for u in unseen]
     card = dict(recipe=r, dataset={k: data[k] for k in ('name', 'images', 'counts', 'sources', 'pixels_sha256') if k in data}, test=found['test'], by_source=_by_source(run),
         intervals=found['intervals'], groups=found['groups'], unseen=[{k: u[k] for k in ('trained_on', 'tested_on', 'images', 'groups', 'test', 'intervals')} for u in elsewhere],
         limits=limits, attribution=_attribution(data), commit=config['commit'], notice=NOTICE)
@@ -287,7 +284,7 @@ def draw_overlay(
     k = min(max(1, VIEW[0]/max(h, w)), VIEW[1]/max(h, w))
     size = max(round(w*k), 1), max(round(h*k), 1)
     width, em = max(size[0], 360), 15
-    said = textwrap.wrap(f'Doubtful: {warning}', (width - 2*em)//7) if warning else []
+    said = textwrap.wrap(f'Warning: {warning}', (width - 2*em)//7) if warning else []
     canvas = Image.new('RGB', (width, size[1] + round(em*(3.6 + 1.1*len(said)))), '#101010')
     left = (width - size[0])//2
     canvas.paste(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR).convert('RGB'), (left, 0))
@@ -339,7 +336,7 @@ class Prediction:
         return ('nothing found' if not n else f"{n} finding{'s'*(n > 1)}") + (', please check' if self.flag else '') + (', see the warning' if self.warning else '')
 
     def overlay(self)->Image.Image: return draw_overlay(self.image, self.mask, self.spacing_mm, self.summary, self.warning)
-    def __repr__(self): return f"{self.name}: {self.summary}, uncertainty {self.score:.2f}.{f' Doubtful: {self.warning}.' if self.warning else ''} {self.notice}"
+    def __repr__(self): return f"{self.name}: {self.summary}, uncertainty {self.score:.2f}.{f' Warning: {self.warning}.' if self.warning else ''} {self.notice}"
     def _repr_png_(self): return _png(self.overlay())
 
     def _repr_html_(self):
@@ -386,8 +383,8 @@ def predict(
 KINDS = ('mask', 'probability', 'uncertainty', 'overlay')
 
 def _text(path):
-    "A path as text that can be written as UTF-8, whatever bytes its name has."
-    return os.fsencode(path).decode('utf-8', 'replace')
+    "A path as text that can be written as UTF-8 and sent to a terminal, whatever its name holds."
+    return shown(os.fspath(path))
 
 def _record(p, key):
     "All numbers of a prediction, for JSON, which has no NaN."
@@ -399,14 +396,17 @@ def save_prediction(
     folder, # Where to write; made if need be
     name:str, # Start of the names of the files
     p:Prediction, # What to write
-    key:str='', # Says from what the prediction was made; stored in the JSON
+    key:str='', # Says from what the prediction was made; stored in the JSON and in each picture
 )->dict: # What was written to `NAME.json`
     "Write `NAME_mask.png`, `_probability.png`, `_uncertainty.png`, `_overlay.png` and `NAME.json`, each whole or not at all."
     def deep(a): return np.round(a*65535).astype(np.uint16)
+    path = Path(folder)/f'{name}.json'
+    try: path.unlink(missing_ok=True)      # it comes last: where it is, the pictures are those of the same prediction
+    except OSError: pass                   # writing says why
     pictures = zip(KINDS, (p.mask.astype(np.uint8)*255, deep(p.probability), deep(p.uncertainty), p.overlay()))
-    for kind, a in pictures: write_file(Path(folder)/f'{name}_{kind}.png', _png(a, Description=_text(f'{kind} of {p.frame.name}, {p.model}')))
+    for kind, a in pictures: write_file(Path(folder)/f'{name}_{kind}.png', _png(a, Description=_text(f'{kind} of {p.frame.name}, {p.model}'), **{'Key': key} if key else {}))
     record = _record(p, key)
-    write_json(Path(folder)/f'{name}.json', record)
+    write_json(path, record)
     return record
 
 # %% ../nbs/39_predict.ipynb #deaccfe7
@@ -415,7 +415,8 @@ def safe_name(
     tag:str='', # Something to tell it from others of its name
 )->str: # Letters, digits, `-`, `_`, spaces and parentheses; of a film `NAME.f0001`
     "A file name without ending for the results of an image."
-    stem = re.sub(r'[^\w ()-]', '_', unicodedata.normalize('NFC', Path(frame.name).stem)).strip()[:60] or 'image'
+    stem = re.sub(r'[^\w ()-]', '_', unicodedata.normalize('NFC', Path(frame.name).stem)).strip()[:60]
+    stem = stem.encode(errors='replace')[:100].decode(errors='ignore').strip() or 'image'   # a file system counts bytes
     return stem + (f'-{tag}' if tag else '') + (f'.f{frame.index:04}' if frame.frames > 1 else '')
 
 @patch
@@ -427,8 +428,12 @@ def save(self:Prediction,
 
 def _tags(paths):
     "What tells apart the paths whose results would have the same name; empty for all others. Upper and lower case count as one."
-    names = pd.Series([safe_name(Frame(p.name, None)).casefold() for p in paths], dtype=str)
-    return [hashlib.sha256(os.fsencode(p.resolve())).hexdigest()[:8] if twice else '' for p, twice in zip(paths, names.duplicated(keep=False))]
+    tags = ['']*len(paths)
+    while True:         # a name may equal another one with its tag, and then gets a tag as well
+        names = pd.Series([safe_name(Frame(p.name, None), tag).casefold() for p, tag in zip(paths, tags)], dtype=str)
+        new = [tag or hashlib.sha256(os.fsencode(p.resolve())).hexdigest()[:8] if twice else tag for p, tag, twice in zip(paths, tags, names.duplicated(keep=False))]
+        if new == tags: return tags
+        tags = new
 
 # %% ../nbs/39_predict.ipynb #341b2a58
 def _row(r):
@@ -442,27 +447,27 @@ def _row(r):
 ROW_COLUMNS = ('file', 'frame', 'result', 'height', 'width', 'lesions', 'area_px', 'area_mm2', 'top', 'left', 'bottom', 'right', 'solidity', 'mean_probability', 'presence', 'silenced', 'uncertainty', 'to_human', 'warning', 'model', 'notice')
 
 class Results:
-    "Writes `results.csv` row by row and `results.json` beside it, which gets its name when it is complete."
+    "Writes `results.csv` row by row and `results.json` beside it; both get their names when the job ends, however it ends, and earlier ones stay until then."
     def __init__(self, out, head):
         self.out, self.n, self.flagged = Path(out), 0, 0
-        self.csv = open(self.out/'results.csv', 'w', newline='', encoding='utf-8')
-        self.json = open(self.out/'.results.json.part', 'w', encoding='utf-8')
+        self.parts = [self.out/f'{TEMPORARY}{uuid4().hex}' for _ in range(2)]
+        self.csv, self.json = (open(p, 'x', newline='', encoding='utf-8') for p in self.parts)
         self.rows = csv.DictWriter(self.csv, ROW_COLUMNS, lineterminator='\n')
         self.rows.writeheader()
         self.json.write(json.dumps(head, indent=1)[:-2] + ',\n "images": [')
 
     def add(self, record):
         row = _row(record)
-        self.rows.writerow({k: f'{v:.6g}' if isinstance(v, float) else v for k, v in row.items()})
+        self.rows.writerow({k: f'{v:.6g}' if isinstance(v, float) else safe_cell(v) for k, v in row.items()})
         self.csv.flush()
         self.json.write((',' if self.n else '') + '\n  ' + json.dumps(record, allow_nan=False))
         self.n, self.flagged = self.n + 1, self.flagged + bool(record['to_human'])
 
-    def close(self, unreadable, complete):
-        self.json.write('\n ],\n' + json.dumps(dict(predicted=self.n, to_human=self.flagged, unreadable=unreadable, complete=complete), indent=1)[2:] + '\n')
-        self.csv.close()
-        self.json.close()
-        os.replace(self.out/'.results.json.part', self.out/'results.json')
+    def close(self, unreadable, complete, others=()):
+        self.json.write('\n ],\n' + json.dumps(dict(predicted=self.n, to_human=self.flagged, unreadable=unreadable, other_files=dict(others), complete=complete), indent=1)[2:] + '\n')
+        for f in (self.csv, self.json): f.close()
+        (self.out/'results.json').unlink(missing_ok=True)      # no table beside a summary of another one
+        for part, name in zip(self.parts, ('results.csv', 'results.json')): os.replace(part, self.out/name)
 
 # %% ../nbs/39_predict.ipynb #a4bbe798
 def _digest(path, settings):
@@ -472,12 +477,24 @@ def _digest(path, settings):
         while piece := f.read(1 << 20): h.update(piece)
     return h.hexdigest()
 
+_RECORD = {'name': str, 'file': str, 'frame': int, 'frames': int, 'height': int, 'width': int, 'spacing_mm?': list, 'findings': int, 'presence?': float, 'silenced': bool,
+           'uncertainty': float, 'to_human?': bool, 'lesions': list, 'model': str, 'key': str, 'limits': str, 'notice': str}
+_LESION = {k: float for k in LESION_COLUMNS if k != 'area_mm2'} | {'lesion': int, 'area_px': int, 'area_mm2?': float}
+
+def _key_of(path):
+    "The key that a picture carries; None if it cannot be read."
+    try:
+        with Image.open(path, formats=['PNG']) as im: return im.info.get('Key')
+    except Exception: return None
+
 def _done(folder, name, key):
     "The record of an image that has been predicted with this key, or None."
-    try: record = json.loads((folder/f'{name}.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): return None
-    whole = isinstance(record, dict) and record.get('key') == key and all((folder/f'{name}_{k}.png').is_file() for k in KINDS)
-    return record if whole else None
+    try:
+        record = read_json(folder/f'{name}.json', _RECORD)
+        for lesion in record['lesions']: check_fields(lesion, _LESION, name)
+    except BusiError: return None
+    if len({lesion['area_mm2'] is None for lesion in record['lesions']}) > 1: return None
+    return record if record['key'] == key and all(_key_of(folder/f'{name}_{k}.png') == key for k in KINDS) else None
 
 def _frames(paths, settings, unreadable, step):
     "Triples of a frame, the name of its results and its key; what cannot be read goes into `unreadable`."
@@ -485,7 +502,7 @@ def _frames(paths, settings, unreadable, step):
         try:
             key = _digest(path, settings)
             for f in read_image(path): yield f, safe_name(f, tag), f'{key}-{f.index}'
-        except (BusiError, OSError) as e: unreadable[_text(path)] = _text(reason(path, getattr(e, 'strerror', None) or e))
+        except (BusiError, OSError) as e: unreadable[_text(path)] = shown(reason(path, getattr(e, 'strerror', None) or e))
         step()
 
 def _in_batches(items, n):
@@ -521,14 +538,36 @@ images/NAME_probability.png    16 bits: divide by 65535
 images/NAME_uncertainty.png    16 bits: divide by 65535; entropy in bits
 images/NAME_overlay.png        to look at
 images/NAME.json               the numbers of one image
+
+In names, characters that a terminal would obey are written like \\x1b; in the tables a ' stands before a name that a spreadsheet program would compute.
 """
+
+def _is_ours(path):
+    "Was this file in `images/` written by `save_prediction`?"
+    if path.suffix == '.json':
+        try: return read_json(path).get('notice') == NOTICE
+        except BusiError: return False
+    try:
+        with Image.open(path, formats=['PNG']) as im: return im.info.get('Notice') == NOTICE
+    except Exception: return False
+
+def _read_results(out):
+    "The table in `results.csv`, its names as they are."
+    table = pd.read_csv(out/'results.csv', converters=dict(warning=str))
+    for c in ('file', 'result', 'model'): table[c] = table[c].astype(object).map(lambda v: plain_cell(v) if isinstance(v, str) else v).astype(table[c].dtype)
+    return table
 
 def _start(out, resume, overwrite, limits):
     "The folder of the results, ready to be written to."
-    out = check_writable(out)
-    if (out/'results.csv').exists() and not (resume or overwrite):
+    earlier = [p for p in sorted((out/'images').glob('*')) if p.suffix in ('.png', '.json')]
+    if not (resume or overwrite) and ((out/'results.csv').exists() or any(map(_is_ours, earlier))):
         raise BusiError(f"{out}: holds results already. Choose another folder, go on with resume (--resume), or replace them with overwrite (--overwrite).")
-    write_file(out/'README.txt', README + (f'\n{limits}\n' if limits else ''))
+    if foreign := [p for p in earlier if not _is_ours(p)] if overwrite or not resume else []:
+        raise BusiError(f"{foreign[0]}: is no result of this program, and would lie among the results. Choose another folder.")
+    if overwrite and not resume:
+        for p in earlier: p.unlink()                   # or those of images that are not in the new job would stay
+        for name in ('results.json', 'results.csv', 'unreadable.csv'): (out/name).unlink(missing_ok=True)
+    write_file(out/'README.txt', README + (f'\n{shown(limits)}\n' if limits else ''))
     return out
 
 def _predict_batch(batch, folder, model, tta, dropout, resume):
@@ -541,7 +580,7 @@ def _predict_batch(batch, folder, model, tta, dropout, resume):
         if record is None: record = save_prediction(folder, name, next(fresh), key)
         yield record | dict(result=f'images/{name}')
 
-def _stream(found, out, model, settings, unreadable, batch_size, tta, dropout, resume, progress):
+def _stream(found, out, model, settings, unreadable, others, batch_size, tta, dropout, resume, progress):
     "Predict the files one batch after the other; leaves valid tables if it is interrupted."
     results, complete = Results(out, dict(notice=NOTICE, limits=model.card.get('limits', ''), settings=settings, card=model.card)), False
     try:
@@ -550,9 +589,10 @@ def _stream(found, out, model, settings, unreadable, batch_size, tta, dropout, r
                 for record in _predict_batch(batch, out/'images', model, tta, dropout, resume): results.add(record)
         complete = True
     finally:
-        results.close(unreadable, complete)
+        results.close(unreadable, complete, others)
         write_csv(out/'unreadable.csv', pd.DataFrame(unreadable.items(), columns=['file', 'reason']))
 
+@claims('out')
 def predict_folder(
     paths, # A path, or several: files, folders, patterns
     out, # Folder for the results; made if need be
@@ -563,18 +603,19 @@ def predict_folder(
     resume:bool=False, # Leave what is done already?
     overwrite:bool=False, # Replace earlier results in `out`?
     progress:bool=None, # Show a bar? On a terminal if None
-)->pd.DataFrame: # `results.csv`; its `attrs['unreadable']` is a dict of what was left out, with the reasons
+)->pd.DataFrame: # `results.csv`; its `attrs['unreadable']` is a dict of what could not be read, with the reasons, `attrs['others']` one of the kinds of other files and their number
     "Predict every image at `paths` and write masks, maps, overlays and tables to `out`; raises `BusiError` if there is nothing to predict, or `out` holds other results."
     if not isinstance(batch_size, int) or batch_size < 1: raise BusiError(f"batch_size {batch_size!r}: expected a whole number from 1.")
-    found, refused = find_images(paths, skip=out, masks=(left_out := []))
-    unreadable = {_text(p): why for p, why in refused.items()}
+    out = Path(out).expanduser()
+    found, refused = find_images(paths, skip=out, masks=(left_out := []), others=(others := {}))
+    unreadable = {_text(p): shown(why) for p, why in refused.items()}
     if not found: raise BusiError('No images found.' + ''.join(f' {p}: {why}.' for p, why in list(unreadable.items())[:3]) + ' Name files (PNG, JPEG, TIFF, BMP, DICOM) or a folder that holds some.')
     model = model or _strong()
     out = _start(out, resume, overwrite, model.card.get('limits', ''))
     tta = model.tta if tta is None else tta
     settings = dict(model=model.name, model_sha256=model.digest, size=model.size, **{k: v for k, v in model.choices.items() if k not in ('tta', 'points')}, tta=tta, dropout=dropout)
-    try: _stream(found, out, model, settings, unreadable, batch_size, tta, dropout, resume, progress)
+    try: _stream(found, out, model, settings, unreadable, others, batch_size, tta, dropout, resume, progress)
     except OSError as e: raise BusiError(f"{out}: the results could not be written ({e.strerror or e}). Make room or choose another folder, and go on with resume.") from e
-    table = pd.read_csv(out/'results.csv', converters=dict(warning=str))
-    table.attrs |= dict(unreadable=unreadable, masks=[_text(p) for p in left_out], limits=model.card.get('limits', ''))
+    table = _read_results(out)
+    table.attrs |= dict(unreadable=unreadable, others=others, masks=[_text(p) for p in left_out], limits=model.card.get('limits', ''))
     return table

@@ -26,7 +26,7 @@ import pandas as pd
 
 from .dataset import LABELS, AnyMask, BusiError, _complain, _missing_classes, check_shape, count_classes
 from .dataset import find_problems, natural_key, read_busi, read_gray, read_mask, read_masks, read_shape
-from .dataset import reason
+from .dataset import reason, shown
 
 # %% ../nbs/03_sources.ipynb #06ce42ac
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp', '.pgm', '.ppm', '.jp2', '.tga')
@@ -138,7 +138,7 @@ def _text(value):
 
 def _label(value):
     "The class in a cell."
-    text = _text(value) or UNLABELED
+    text = shown(_text(value) or UNLABELED)
     return text.lower() if text.lower() in LABELS else text
 
 # %% ../nbs/03_sources.ipynb #16f887dd
@@ -438,7 +438,7 @@ def _relative(path, root):
     "A path as seen from the dataset's folder, with `/` on every system."
     folder = root if root.is_dir() else root.parent
     path = Path(path)
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+    return shown(path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix())
 
 def _problem_table(problems, root):
     "The problems of a scan as a table."
@@ -473,10 +473,10 @@ def dataset_problems(
 def _source(name, root):
     "The short name of a dataset."
     folder = (root if root.is_dir() else root.parent).resolve()
-    if name in ('CSV', 'pairs'): return folder.name or 'images'
+    if name in ('CSV', 'pairs'): return shown(folder.name) or 'images'
     if name != 'BUSI': return name
     if (root/'phantom.json').is_file(): return 'phantom'
-    return 'BUSI' if any((root/'benign').glob('benign (*).png')) else folder.name
+    return 'BUSI' if any((root/'benign').glob('benign (*).png')) else shown(folder.name)
 
 # %% ../nbs/03_sources.ipynb #b7bf5551
 COLUMNS = ('image', 'image_path', 'label', 'mask_paths', 'width', 'height', 'source', 'patient')

@@ -187,3 +187,63 @@ def test_fetch_takes_a_dataset_and_a_folder(folder, monkeypatch):
     for args in (['here'], ['busi', 'here'], ['busbra', 'here'], ['BUSBRA', 'here'], ['busbra'], ['busi']):
         assert CliRunner().invoke(app, ['data', 'fetch', *args]).exit_code == 0
     assert asked == [('busi', 'here'), ('busi', 'here'), ('busbra', 'here'), ('busbra', 'here'), ('busbra', 'busbra'), ('busi', 'busi')]
+
+
+# signals, names and places
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(phantom, folder):
+    process = subprocess.Popen([COMMAND, 'train', '--data', 'phantom', '--recipe', 'demo', '--size', '48', '--epochs', '50', '--out', 'term'], cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (folder/'term'/'last.ckpt').exists() and process.poll() is None: time.sleep(.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and '--resume' in err, err
+    assert not [p for p in (folder/'term').iterdir() if p.name.startswith('.')]
+
+
+def test_two_first_demos_at_once_both_end(folder, tmp_path):
+    both = [subprocess.Popen([COMMAND, 'demo'], cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = [p.communicate(timeout=900) for p in both]
+    assert [p.returncode for p in both] == [0, 0], ends
+    assert {p.name for p in tmp_path.iterdir()} == {'busi-demo', 'busi-demo-2', 'cache'}
+    assert all(FILES <= {p.name for p in (tmp_path/d).iterdir()} for d in ('busi-demo', 'busi-demo-2'))
+
+
+def test_the_demo_s_data_do_without_a_cache(tmp_path, monkeypatch):
+    from busi_unetpp import run as run_module
+    (tmp_path/'file').write_text('')
+    monkeypatch.setenv('BUSI_CACHE', str(tmp_path/'file'/'cache'))
+    monkeypatch.setenv('TMPDIR', str(tmp_path))
+    monkeypatch.setattr('tempfile.tempdir', None)
+    with pytest.warns(UserWarning, match='Set BUSI_CACHE'): assert (run_module._demo_data()/'phantom.json').is_file()
+
+
+def test_markup_and_control_characters_are_shown(capsys):
+    from busi_unetpp.cli import _print_table, _say
+    _print_table('[bold]t[/bold]', ('a',), [('[red]x[/red]',), ('\x1b[2J',)])
+    _say('\x1b[2Jb', 'c\nd')
+    out = capsys.readouterr().out
+    assert '[red]x[/red]' in out and '[bold]t[/bold]' in out and '\x1b' not in out and r'\x1b[2Jb c' in out
+
+
+def test_other_files_are_noted_and_the_status_is_0(folder, phantom):
+    (folder/'mixed').mkdir()
+    (folder/'mixed'/'a.png').write_bytes((phantom/'benign'/'benign (1).png').read_bytes())
+    for name in ('a.heic', '\x1b[2J.mp4', 'b.mp4'): (folder/'mixed'/name).write_bytes(b'x')
+    done = run('predict', 'mixed', '--out', 'mixed-out', cwd=folder)
+    assert done.returncode == 0 and '3 other files left out: 1 .heic, 2 .mp4.' in done.stdout, done.stderr
+
+
+def test_a_damaged_summary_is_named(demo, folder):
+    import shutil
+    shutil.copytree(demo[0], folder/'damaged')
+    from busi_unetpp.cli import print_intervals, print_table1
+    from busi_unetpp.dataset import BusiError
+    for name, show, texts in (('metrics.json', print_table1, ('{}', '[]', '{', '{"train": {}, "test": {}}', '{"train": 5}')), ('intervals.csv', print_intervals, ('', 'metric\n', 'metric,value,low,high\nx,y,1,2\n'))):
+        for text in texts:
+            (folder/'damaged'/name).write_text(text)
+            with pytest.raises(BusiError, match=name): show(folder/'damaged')
+
+
+def test_a_pasted_path_may_be_in_quotes(tmp_path, phantom):
+    from busi_unetpp.explore import open_dataset
+    assert len(open_dataset(f' "{phantom}" ')[0]) == len(open_dataset(phantom)[0])

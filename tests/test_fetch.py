@@ -450,3 +450,113 @@ def test_without_a_network_busbra_says_what_to_do(tmp_path, dead_url):
 def test_what_a_killed_job_left_is_not_the_dataset(tmp_path, busbra):
     shutil.copytree(busbra.root, tmp_path/'.busi-x'/'new')
     assert fetch._find(fetch.BUSBRA, tmp_path) is None
+
+
+# --- damage of other kinds
+
+def lzma_damage(data):
+    "A zip packed by LZMA with one byte of its content changed."
+    at = data.index(b'PK\x01\x02')//2
+    return data[:at] + bytes([data[at] ^ 255]) + data[at + 1:]
+
+def foreign_name(data):
+    "A name that says it is UTF-8 and is not."
+    return data.replace(b'\xc3\xa4', b'\xff\xfe')
+
+@pytest.mark.parametrize('how', [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED], ids=['lzma', 'bzip2', 'deflate'])
+def test_damage_to_packed_bytes_is_the_archive_s_fault(tmp_path, how):
+    content, found = bytes(range(256))*40, 0
+    data = make_zip(tmp_path/'z.zip', {'a/one.png': content}, how).read_bytes()
+    for at in range(40, data.index(b'PK\x01\x02') - 4, 7):
+        (tmp_path/'z.zip').write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1:])
+        try: safe_unzip(tmp_path/'z.zip', tmp_path/'new', max_ratio=1e6)
+        except SourceError as e:
+            assert 'z.zip: not a complete zip archive' in str(e)
+            found += 1
+        else:                                                                   # a bit that does not matter
+            assert (tmp_path/'new'/'a'/'one.png').read_bytes() == content
+            shutil.rmtree(tmp_path/'new')
+        assert names(tmp_path) == ['z.zip']
+    assert found
+
+@pytest.mark.parametrize('entries', [{'a': b'x', 'a/b': b'y'}, {'x'*300: b'x'}, {'a\0b': b'x', 'a': b'y'}, {'ä.png': b'x'}], ids=['file and folder', 'long', 'null', 'not UTF-8'])
+def test_names_that_cannot_be_written_are_the_archive_s_fault(tmp_path, entries):
+    data = make_zip(tmp_path/'z.zip', entries).read_bytes()
+    (tmp_path/'z.zip').write_bytes(foreign_name(data))
+    try: safe_unzip(tmp_path/'z.zip', tmp_path/'new', max_ratio=1e6)
+    except SourceError as e: assert 'z.zip' in str(e) and names(tmp_path) == ['z.zip']
+    else: assert '\0' in list(entries)[0]
+
+@pytest.mark.parametrize('shift', [1, 4, 13])
+def test_shifted_bytes(tmp_path, shift):
+    data = make_zip(tmp_path/'z.zip', GOOD).read_bytes()
+    for at in range(0, len(data), 11):
+        (tmp_path/'z.zip').write_bytes(data[:at] + b'\0'*shift + data[at:])
+        try: safe_unzip(tmp_path/'z.zip', tmp_path/f'new{at}', max_ratio=1e6)
+        except SourceError as e: assert 'z.zip' in str(e)
+    assert not [n for n in names(tmp_path) if n.startswith('.')]
+
+def test_a_zip_of_very_many_empty_entries_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path/'z.zip', 'w') as z:
+        for i in range(20_001): z.writestr(zipfile.ZipInfo(f'{i}'), b'')
+    with pytest.raises(SourceError, match='holds 20001 entries'): safe_unzip(tmp_path/'z.zip', tmp_path/'new')
+    assert names(tmp_path) == ['z.zip']
+
+class Liar(BaseHTTPRequestHandler):
+    "Answers with the headers and the bytes that its server holds."
+    def log_message(self, *args): pass
+    def do_GET(self):
+        self.send_response(self.server.code)
+        for k, v in self.server.heads: self.send_header(k, v)
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+def lie(code, heads, body=b''):
+    s = ThreadingHTTPServer(('127.0.0.1', 0), Liar)
+    s.code, s.heads, s.body = code, heads, body
+    threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.01), daemon=True).start()
+    return s, f'http://127.0.0.1:{s.server_port}/Dataset_BUSI.zip'
+
+@pytest.mark.parametrize('code, heads', [(302, [('Location', 'http://[::1')]), (302, [('Location', 'http://a b c:99999999/')]), (302, [('Location', 'http://' + 'x'*70 + '/')]), (302, [('Location', 'file:///etc/passwd')]),
+    (302, [('Location', '/Dataset_BUSI.zip')]), (200, [('Content-Length', '-5')]), (200, [('Content-Encoding', 'gzip'), ('Content-Length', '3')]), (206, [('Content-Range', 'bytes x-y/z')])])
+def test_answers_that_make_no_sense_are_one_message(tmp_path, monkeypatch, no_kaggle, busi, code, heads):
+    monkeypatch.setenv('NO_PROXY', '*')
+    server, url = lie(code, heads, b'abc')
+    for _ in range(2):                          # and the same at the next run: nothing bad stays
+        with pytest.raises(BusiError, match='could not be downloaded') as e: fetch_busi(tmp_path, url=url, manifest=busi.manifest, tries=2, **FAST)
+        assert 'Choose a folder' not in str(e.value) and names(tmp_path) == []
+    server.shutdown()
+
+def test_a_length_that_is_no_number_does_not_matter(tmp_path, monkeypatch, busi):
+    monkeypatch.setenv('NO_PROXY', '*')
+    server, url = lie(200, [('Content-Length', 'abc'), ('Connection', 'close')], busi.zip.read_bytes())
+    try: fetch_busi(tmp_path, source='authors', url=url, manifest=busi.manifest, tries=1, **FAST)
+    except BusiError as e: assert 'could not be downloaded' in str(e)          # if the library under ours refuses it
+    assert names(tmp_path) in ([FOLDER], [])
+    server.shutdown()
+
+@pytest.mark.parametrize('spoil', [lzma_damage, foreign_name])
+def test_a_bad_zip_from_a_server_does_not_stay(serve, tmp_path, busi, no_kaggle, spoil):
+    good = make_zip(tmp_path/'good.zip', busi.files | {f'{FOLDER}/ä.txt': b'x'}, zipfile.ZIP_LZMA).read_bytes()
+    (tmp_path/'data').mkdir()
+    for _ in range(2):
+        with pytest.raises(BusiError, match='not a complete zip archive'): fetch_busi(tmp_path/'data', url=serve(spoil(good)).url, manifest=busi.manifest, tries=1, **FAST)
+        assert names(tmp_path/'data') == []
+    assert fetch_busi(tmp_path/'data', url=serve(busi.zip.read_bytes()).url, manifest=busi.manifest, **FAST).name == FOLDER
+
+def test_a_damaged_tag_beside_a_part_starts_over(serve, tmp_path, busi):
+    (tmp_path/'Dataset_BUSI.zip.part').write_bytes(b'PK'*500)
+    (tmp_path/'Dataset_BUSI.zip.part.tag').write_bytes(b'\xff\r\nX: y')
+    assert fetch_busi(tmp_path, url=serve(busi.zip.read_bytes()).url, manifest=busi.manifest, **FAST).name == FOLDER
+    assert names(tmp_path) == [FOLDER]
+
+def test_what_a_killed_fetch_left_is_removed_and_its_zip_used(tmp_path, busi, no_network, monkeypatch):
+    for folder in ('.busi-abc', '.unzip-xyz'): (tmp_path/folder/'new').mkdir(parents=True)
+    shutil.copy(busi.zip, tmp_path/'.busi-Dataset_BUSI.zip')                    # killed between download and unpacking
+    assert fetch_busi(tmp_path, manifest=busi.manifest).name == FOLDER and names(tmp_path) == [FOLDER]
+
+def test_two_fetches_at_once_bring_one_copy(serve, tmp_path, busi):
+    s = serve(busi.zip.read_bytes())
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(4) as pool: roots = list(pool.map(lambda _: fetch_busi(tmp_path, url=s.url, manifest=busi.manifest, **FAST), range(4)))
+    assert set(roots) == {tmp_path/FOLDER} and len(s.asked) == 1 and names(tmp_path) == [FOLDER]

@@ -89,3 +89,21 @@ def test_settings_come_back_after_an_error():
 def test_importing_changes_no_settings():
     code = 'import matplotlib as m; before = dict(m.rcParams); import busi_unetpp.figures, busi_unetpp.preprocess; assert dict(m.rcParams) == before'
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_names_are_no_formulas():
+    import numpy as np
+    from busi_unetpp.figures import make_figure, show_images, styled
+    show_images([np.zeros((9, 9), np.uint8)], ['$x^^y$'])
+    @styled
+    def plot():
+        fig = make_figure()
+        ax = fig.axes[0]
+        ax.plot([1, 1000], [1, 1000], label=r'$\frac{$')
+        ax.set(xscale='log', xlabel='$^^$', title='$a_$')
+        ax.legend()
+        fig.suptitle('$$^')
+        return fig
+    fig = plot()
+    fig.draw_without_rendering()
+    assert '$' in fig.axes[0].get_xticklabels()[0].get_text() and fig.axes[0].get_xticklabels()[0].get_parse_math()       # powers of ten stay formulas

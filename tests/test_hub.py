@@ -138,3 +138,26 @@ def test_model_file_becomes_one_of_the_hub(model, saved):
     made, image = hub.to_hub_model(saved), torch.randint(0, 256, (50, 70), dtype=torch.uint8)
     with torch.no_grad(): assert torch.equal(made(image), model(image))
     assert (made.network, made.flag, made.card, made.name) == (NETWORK, .2, dict(test=dict(tumor_dice=.75)), 'small')
+
+
+@pytest.mark.parametrize('network, why', [(dict(filters=[1]*400), 'up to 8'), (dict(filters=[9000]*5), 'up to 8'), (dict(filters=[4096]*8, bottleneck=4096), 'million weights'), (dict(encoder='hf-hub:a/b'), 'plain name'),
+    (dict(NETWORK, bottleneck=4000), 'needs'), (None, 'network'), (dict(smp='../x'), 'plain name')])
+def test_a_configuration_is_checked_before_anything_is_built(folder, monkeypatch, network, why):
+    from busi_unetpp import hub
+    monkeypatch.setattr(hub, 'build_unetpp', lambda **kw: pytest.fail('the network was built'))
+    change(folder, network=network)
+    with pytest.raises(BusiError, match=why): HubModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize('values', [dict(name=5), dict(card=[1]), dict(data=7), dict(size=None), dict(points=5), dict(threshold='x')])
+def test_wrong_types_in_a_configuration_are_one_message(folder, values):
+    change(folder, **values)
+    with pytest.raises(BusiError): HubModel.from_pretrained(folder)
+
+
+def test_the_card_takes_no_name_raw(tmp_path):
+    evil = '<script>alert(1)</script>\n# Heading [x](http://y)\x1b[2J'
+    model = HubModel(NETWORK, 48, name=evil, card={evil: 1., 'a': evil})
+    model.save_pretrained(tmp_path)
+    text = (tmp_path/'README.md').read_text(encoding='utf-8')
+    assert '<script>' not in text.replace('\\<script\\>', '') and '\x1b' not in text and '\n# Heading' not in text and '[x](' not in text.replace('\\[x\\](', '')

@@ -1,6 +1,8 @@
 """The phantom: physics that theory predicts, reproducible bytes, BUSI's layout and traps, and refusals."""
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,3 +211,27 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch, error):
 def test_bad_numbers(tmp_path, bad):
     with pytest.raises(BusiError, match=next(iter(bad))): make_phantom(tmp_path/'p', **bad)
     assert not (tmp_path/'p').exists()
+
+
+# several at once, and killed ones
+
+def start_phantom(dest, n=40):
+    return subprocess.Popen([sys.executable, '-c', f'from busi_unetpp.phantom import make_phantom; print(make_phantom({str(dest)!r}, n={n}))'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def test_two_at_once_both_get_it(tmp_path):
+    both = [start_phantom(tmp_path/'p') for _ in range(2)]
+    for p in both:
+        out, err = p.communicate()
+        assert (p.returncode, out.strip()) == (0, str(tmp_path/'p')), err
+    assert [p.name for p in tmp_path.iterdir()] == ['p'] and make_phantom(tmp_path/'p', n=40) == tmp_path/'p'
+
+def test_what_a_killed_one_left_is_removed_by_the_next(tmp_path):
+    p = start_phantom(tmp_path/'p', 3000)
+    while not list(tmp_path.glob('.phantom-p-*')): assert p.poll() is None
+    p.kill()
+    p.wait()
+    for stream in (p.stdout, p.stderr): stream.close()
+    assert list(tmp_path.glob('.phantom-p*'))
+    (tmp_path/'.phantom-q-mine').mkdir()                                        # of another one
+    make_phantom(tmp_path/'p', n=3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['.phantom-q-mine', 'p']

@@ -367,3 +367,200 @@ def test_a_pipe_that_is_named_does_not_hang(tmp_path):
     os.mkfifo(tmp_path/'pipe.png')
     for path in (tmp_path/'pipe.png', '/dev/zero'):
         with pytest.raises(BusiError, match='a pipe or a device'): predict_folder(path, tmp_path/'out')
+
+# jobs of two models, killed jobs, and names
+
+def other_model(dark):
+    model = Model(Dark(), size=64, flag=.5, name='other', digest='o', threshold=.999)
+    with torch.no_grad(): model.net.k.fill_(3.)
+    return model
+
+@pytest.mark.parametrize('cut', range(1, 5))
+def test_results_of_two_models_never_mix(tmp_path, data, dark, monkeypatch, cut):
+    "Model B is cut off after its first pictures of an image, before the numbers; then A goes on."
+    out = tmp_path/'out'
+    predict_folder(data/'a', out, dark)
+    whole = snapshot(out)
+    real, calls = predict_module.write_file, []
+    def cut_off(path, content):
+        if path.parent.name == 'images':
+            calls.append(path)
+            if len(calls) > cut: raise KeyboardInterrupt
+        return real(path, content)
+    with monkeypatch.context() as m:
+        m.setattr(predict_module, 'write_file', cut_off)
+        m.setattr(predict_module, 'write_json', cut_off)
+        with pytest.raises(KeyboardInterrupt): predict_folder(data/'a', out, other_model(dark), resume=True)
+    assert not (out/'images'/'same.json').exists()                             # no numbers of A beside pictures of B
+    predict_folder(data/'a', out, dark, resume=True)
+    assert snapshot(out) == whole
+
+def test_a_picture_of_another_model_is_noticed_wherever_it_comes_from(tmp_path, data, dark):
+    a, b = tmp_path/'a', tmp_path/'b'
+    predict_folder(data/'a', a, dark)
+    whole = snapshot(a)
+    predict_folder(data/'a', b, other_model(dark))
+    for kind in KINDS:
+        (a/'images'/f'same_{kind}.png').write_bytes((b/'images'/f'same_{kind}.png').read_bytes())
+        predict_folder(data/'a', a, dark, resume=True)
+        assert snapshot(a) == whole
+
+def test_earlier_tables_stay_until_the_new_ones_are_whole(tmp_path, data, dark, monkeypatch):
+    out = tmp_path/'out'
+    predict_folder(data, out, dark)
+    tables = {n: (out/n).read_bytes() for n in ('results.csv', 'results.json')}
+    seen = []
+    def look(self, record):
+        seen.append({n: (out/n).read_bytes() for n in tables})
+    with monkeypatch.context() as m:
+        m.setattr(predict_module.Results, 'add', look)
+        m.setattr(predict_module.Results, 'close', lambda self, *args: None)   # killed: nothing is closed
+        predict_folder(data, out, dark, resume=True)
+    assert len(seen) == 8 and all(s == tables for s in seen)
+    predict_folder(data, out, dark, resume=True)
+    assert {n: (out/n).read_bytes() for n in tables} == tables and not [p for p in out.iterdir() if p.name.startswith('.')]
+
+def test_an_interrupted_job_never_says_complete_beside_a_part_of_the_table(tmp_path, data, dark, monkeypatch):
+    out = tmp_path/'out'
+    predict_folder(data, out, dark)
+    real = os.replace
+    def cut_off(a, b):
+        real(a, b)
+        if str(b).endswith('results.csv'): raise KeyboardInterrupt             # between the two tables
+    monkeypatch.setattr(predict_module.os, 'replace', cut_off)
+    with pytest.raises(KeyboardInterrupt): predict_folder(data/'a', out, dark, resume=True)
+    assert len(pd.read_csv(out/'results.csv')) == 1 and not (out/'results.json').exists()
+
+def test_overwriting_with_fewer_images_leaves_no_others(tmp_path, data, dark):
+    out = tmp_path/'out'
+    predict_folder(data, out, dark)
+    (out/'images'/'notes.txt').write_text('mine')
+    table = predict_folder(data/'a', out, dark, overwrite=True)
+    assert sorted(p.name for p in (out/'images').iterdir()) == sorted(['notes.txt', 'same.json', *(f'same_{k}.png' for k in KINDS)]) and len(table) == 1
+
+@pytest.mark.parametrize('kw', [{}, dict(overwrite=True)])
+def test_a_folder_of_somebody_s_images_is_not_written_into(tmp_path, data, dark, kw):
+    (tmp_path/'set'/'images').mkdir(parents=True)
+    Image.fromarray(spot()).save(tmp_path/'set'/'images'/'x_mask.png')
+    with pytest.raises(BusiError, match='x_mask.png: is no result of this program'): predict_folder(data/'a', tmp_path/'set', dark, **kw)
+    assert snapshot(tmp_path/'set').keys() == {'images/x_mask.png'}
+
+def test_a_first_job_that_was_killed_is_not_taken_for_an_empty_folder(tmp_path, data, dark):
+    predict_folder(data/'a', tmp_path/'out', dark)
+    for name in ('results.csv', 'results.json'): (tmp_path/'out'/name).unlink()
+    with pytest.raises(BusiError, match='holds results already'): predict_folder(data/'a', tmp_path/'out', dark)
+
+def test_links_in_the_folder_of_results_are_not_followed(tmp_path, data, dark):
+    out, mine = tmp_path/'out', tmp_path/'mine.csv'
+    mine.write_text('mine')
+    out.mkdir()
+    for name in ('results.json', 'unreadable.csv', 'README.txt'): (out/name).symlink_to(mine)
+    predict_folder(data/'a', out, dark)
+    (out/'results.csv').unlink()
+    (out/'results.csv').symlink_to(mine)
+    predict_folder(data/'a', out, dark, resume=True)
+    assert mine.read_text() == 'mine' and not any(p.is_symlink() for p in out.iterdir())
+
+def test_two_jobs_do_not_share_a_folder(tmp_path, data, dark):
+    from busi_unetpp.files import claim
+    with claim(tmp_path/'out'), pytest.raises(BusiError, match='another process is writing there'): predict_folder(data/'a', tmp_path/'out', dark)
+
+@pytest.mark.parametrize('damage', [dict(height='x'), dict(lesions=[1]), dict(lesions=[{}]), dict(spacing_mm=5), dict(uncertainty=None), dict(result=3, name=3), 5])
+def test_a_record_with_wrong_fields_is_made_again(tmp_path, data, dark, damage):
+    out = tmp_path/'out'
+    predict_folder(data/'a', out, dark)
+    whole, path = snapshot(out), out/'images'/'same.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage if isinstance(damage, dict) else damage))
+    predict_folder(data/'a', out, dark, resume=True)
+    assert snapshot(out) == whole
+
+def test_a_name_may_equal_another_one_with_its_tag(tmp_path, dark):
+    for d in ('a', 'b'): (tmp_path/'in'/d).mkdir(parents=True)
+    paths = [tmp_path/'in'/d/'same.png' for d in ('a', 'b')]
+    tags = predict_module._tags(paths)
+    paths += [tmp_path/'in'/'a'/f'same-{tags[1]}.png', tmp_path/'in'/'b'/f'SAME-{tags[1]}.png']
+    for i, p in enumerate(paths): Image.fromarray(spot(top=i)).save(p)
+    table = predict_folder(tmp_path/'in', tmp_path/'out', dark)
+    assert table.result.str.casefold().is_unique and len(table) == 4 == len(list((tmp_path/'out'/'images').glob('*.json')))
+
+@pytest.mark.parametrize('stem', ['😀'*60, '漢'*80, 'x'*251, 'ä'*120])
+def test_long_names_cost_nobody_the_job(tmp_path, dark, stem):
+    (tmp_path/'in').mkdir()
+    for name in (f'{stem[:62]}.png', 'b.png') if len(stem.encode()) > 251 else (f'{stem}.png', 'b.png'): Image.fromarray(spot()).save(tmp_path/'in'/name)
+    table = predict_folder(tmp_path/'in', tmp_path/'out', dark)
+    assert len(table) == 2 and all((tmp_path/'out'/f'{r}_probability.png').exists() for r in table.result)
+
+EVIL = ['\x1b]0;title\x07\x1b[2J.png', '=cmd|calc!A1.png', '+1.png', 'a\rb.png', 'a\nb.png', '[red]x.png', '<script>.png', '\u202egnp.png']
+
+def test_names_reach_tables_and_messages_harmless(tmp_path, dark, monkeypatch):
+    (tmp_path/'in').mkdir()
+    for i, name in enumerate(EVIL): Image.fromarray(spot(top=i)).save(tmp_path/'in'/name)
+    (tmp_path/'in'/'\x1b[2Jbad.png').write_bytes(b'no image')
+    monkeypatch.chdir(tmp_path/'in')
+    table = predict_folder([*EVIL, '\x1b[2Jbad.png'], tmp_path/'out', dark)
+    assert len(table) == len(EVIL) and '=cmd|calc!A1.png' in table.file.tolist() and len(table.attrs['unreadable']) == 1
+    for path in (tmp_path/'out').rglob('*'):
+        assert not set(path.name) & set('\x1b\x07\r\n<>|=\u202e')
+        if path.suffix in ('.csv', '.json', '.txt'):
+            text = path.read_text(encoding='utf-8')
+            assert not set(text) & set('\x1b\x07\r\u202e'), path
+            if path.suffix == '.csv':
+                with path.open(newline='', encoding='utf-8') as f: rows = list(csv.reader(f))
+                assert len({len(r) for r in rows}) == 1 and not any(cell[:1] in ('=', '+', '@') for r in rows for cell in r)
+    assert not set(str(table.attrs['unreadable'])) & {'\x1b'}
+
+def test_other_files_are_counted_by_kind(tmp_path, dark):
+    (tmp_path/'in').mkdir()
+    Image.fromarray(spot()).save(tmp_path/'in'/'a.png')
+    for ending in ('webp', 'gif', 'jp2', 'jfif', 'ppm', 'tga'): Image.fromarray(spot()).save(tmp_path/'in'/f'b.{ending}', dict(jfif='jpeg').get(ending))
+    for name in ('a.heic', 'b.heic', 'c.mp4', 'notes', '.hidden'): (tmp_path/'in'/name).write_bytes(b'x')
+    table = predict_folder(tmp_path/'in', tmp_path/'out', dark)
+    assert len(table) == 7 and not table.attrs['unreadable'] and (table.lesions == 1).all()
+    assert table.attrs['others'] == {'.heic': 2, '.mp4': 1, 'without an ending': 1}
+    assert json.loads((tmp_path/'out'/'results.json').read_text())['other_files'] == table.attrs['others']
+
+def test_a_cd_export_is_predicted_and_its_other_objects_are_noted(tmp_path, dark):
+    import pydicom
+    (tmp_path/'cd'/'DICOM').mkdir(parents=True)
+    write_dicom(tmp_path/'cd'/'DICOM'/'IM0001', np.stack([spot()]))
+    for name, uid in (('DICOMDIR', '1.2.840.10008.1.3.10'), ('DICOM/SR0001', '1.2.840.10008.5.1.4.1.1.88.11'), ('DICOM/PR0001', '1.2.840.10008.5.1.4.1.1.11.1')):
+        ds = pydicom.Dataset()
+        ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = uid, '1.2.3', 'SR'
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID, ds.file_meta.TransferSyntaxUID = uid, '1.2.3', pydicom.uid.ExplicitVRLittleEndian
+        ds.save_as(tmp_path/'cd'/name, enforce_file_format=True)
+    table = predict_folder(tmp_path/'cd', tmp_path/'out', dark)
+    assert len(table) == 1 and not table.attrs['unreadable'] and table.attrs['others'] == {'DICOM objects without an image': 3}
+    with pytest.raises(BusiError, match='without a picture'): predict(tmp_path/'cd'/'DICOM'/'SR0001', dark)      # a file that is named is meant
+
+@pytest.mark.parametrize('folder, pattern', [('[2024] study', '*.png'), ('a*b', '*.png'), ('x', '[2024] *.png'), ('[1]/[2]', '**/*.png')])
+def test_glob_characters_in_real_names(tmp_path, dark, folder, pattern):
+    (tmp_path/'in'/folder).mkdir(parents=True)
+    Image.fromarray(spot()).save(tmp_path/'in'/folder/'[2024] 1.png')
+    assert len(predict_folder(f"{tmp_path/'in'/folder}/{pattern}", tmp_path/'out', dark)) == 1
+
+@pytest.mark.parametrize('args, why', [(dict(filters=[1]*400), 'up to 8'), (dict(filters=[9000]*5), 'up to 8'), (dict(filters=[4096]*8, bottleneck=4096), 'million weights'), (dict(encoder='hf-hub:a/b'), 'plain name'), (dict(growth=1e9), 'growth')])
+def test_one_check_of_networks_for_all_readers(tmp_path, monkeypatch, tiny, args, why):
+    from busi_unetpp import checkpoint
+    from busi_unetpp.checkpoint import load_weights
+    def built(**kw): raise AssertionError('the network was built')
+    path = save_model(tmp_path/'m.safetensors', tiny, args)
+    real = checkpoint.build_unetpp
+    def on_meta(**kw):
+        net = real(**kw)
+        assert next(net.parameters()).device.type == 'meta', 'the network was built'
+        return net
+    monkeypatch.setattr(checkpoint, 'build_unetpp', on_meta)
+    for load in (load_model, load_weights):
+        with pytest.raises(BusiError, match=why) as e: load(path)
+        assert str(path) in str(e.value)
+
+def test_probabilities_differ_by_a_level_with_the_batch_and_masks_do_not(tmp_path, tiny):
+    "What `predict` killed and run again relies on: the composition of a batch changes the last bits only."
+    rng = np.random.default_rng(0)
+    (tmp_path/'in').mkdir()
+    for i in range(7): Image.fromarray(rng.integers(0, 256, (60 + i, 70), dtype=np.uint8)).save(tmp_path/'in'/f'{i}.png')
+    tables = [predict_folder(tmp_path/'in', tmp_path/f'out{b}', tiny, batch_size=b) for b in (1, 2, 7)]
+    for r in tables[0].result:
+        masks, levels = ([np.asarray(Image.open(tmp_path/f'out{b}'/f'{r}_{kind}.png')).astype(int) for b in (1, 2, 7)] for kind in ('mask', 'probability'))
+        assert all((m == masks[0]).all() for m in masks) and max(abs(p - levels[0]).max() for p in levels) <= 1

@@ -238,3 +238,50 @@ def test_a_name_of_two_sources_needs_its_source(tmp_path):
     assert read_split(tmp_path, df).image.tolist() == ['A/benign/2.png', 'B/benign/2.png', 'B/benign/3.png']
     (tmp_path/'train.txt').write_text('benign/2.png')
     with pytest.raises(BusiError, match="'benign/2.png' is not in the dataset"): read_split(tmp_path, df)
+
+
+# lists from elsewhere
+
+@pytest.mark.parametrize('code', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le-bom', 'latin-1'])
+def test_lists_and_tables_in_the_encodings_of_windows(code, tmp_path):
+    df = table((4, 4, 4), [f'Fall ä{i}.png' for i in range(12)])
+    split = make_split(df, test_size=.3)
+    encode = lambda s: b'\xff\xfe' + s.encode('utf-16-le') if code == 'utf-16-le-bom' else s.encode(code)
+    for part, text in (('train', ''), ('test', '')): (tmp_path/f'{part}.txt').write_bytes(encode('\r\n'.join(split.image[split.part == part]) + '\r\n'))
+    assert read_split(tmp_path, df).part.tolist() == split.part.tolist()
+    (tmp_path/'split.csv').write_bytes(encode(split[['image', 'part']].to_csv(index=False, sep=';')))
+    assert read_split(tmp_path/'split.csv', df).part.tolist() == split.part.tolist()
+
+def test_val_in_a_table_is_the_validation_set(tmp_path):
+    df = table((20, 20, 20))
+    split = make_split(df, 'grouped')
+    for word in ('val', 'validation', ' valid '):
+        write_csv(tmp_path/'split.csv', split[['image', 'part']].replace('valid', word))
+        assert read_split(tmp_path/'split.csv', df).part.tolist() == split.part.tolist()
+
+def test_names_that_tables_and_terminals_would_obey_come_back(tmp_path):
+    df = table((4, 4, 4), ['=cmd()', '+1', '-2', '@x', "'=y", '$x^^y$', '[red]', 'NA', 'null', '007', 'a,b', 'a"b'])
+    df['image'] = [k.split('/')[1] for k in df.image]                           # without the class folder, which comes first elsewhere
+    split = make_split(df, test_size=.3)
+    assert read_split(write_csv(tmp_path/'split.csv', split), df).part.tolist() == split.part.tolist()
+
+def test_the_message_names_an_option_that_exists():
+    from busi_unetpp.cli import app
+    from typer.testing import CliRunner
+    with pytest.raises(BusiError, match=r'fewer folds \(--folds\) or the split `paper` \(--split\)'): make_split(table((2, 2, 2)), 'kfold', folds=6)
+    help = CliRunner().invoke(app, ['train', '--help'], env=dict(COLUMNS='200', NO_COLOR='1')).output
+    assert '--folds' in help and '--split' in help
+
+@settings(max_examples=150)
+@given(st.data())
+def test_a_mutated_list_is_read_or_named(data):
+    df = table((4, 4, 4))
+    text = make_split(df, test_size=.3)[['image', 'part']].to_csv(index=False).encode()
+    at, new = data.draw(st.integers(0, len(text) - 1)), data.draw(st.binary(max_size=4))
+    text = text[:at] + new + text[at + data.draw(st.integers(0, 9)):]
+    with tempfile.TemporaryDirectory() as tmp:
+        for path in (Path(tmp)/'split.csv', Path(tmp)/'train.txt'): path.write_bytes(text)
+        (Path(tmp)/'test.txt').write_bytes(text[:at])
+        for path in (Path(tmp)/'split.csv', Path(tmp)):
+            try: read_split(path, df)
+            except BusiError as e: assert str(tmp) in str(e)

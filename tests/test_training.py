@@ -29,7 +29,7 @@ from busi_unetpp.loaders import ArrayLoader, busi_dls, check_data
 from busi_unetpp.losses import DiceLoss
 from busi_unetpp.metrics import COUNTS, set_scores
 from busi_unetpp.preprocess import load_arrays
-from busi_unetpp.run import evaluate_run, open_run, train_run
+from busi_unetpp.run import evaluate_run, open_run, record_run, train_run
 from busi_unetpp.split import make_split, read_split
 
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::FutureWarning')]
@@ -586,3 +586,159 @@ def test_a_run_below_home(finished, monkeypatch):
     monkeypatch.setenv('HOME', str(finished.parent.parent))
     relative = Path('~')/finished.relative_to(finished.parent.parent)
     with pytest.raises(BusiError, match='no such folder'): evaluate_run(relative, data='/nowhere')
+
+
+# folders that are claimed, killed, damaged or foreign
+
+def start(data, out, **kw):
+    "A training in a process of its own."
+    code = ('import torch; torch.set_num_threads(1)\nfrom busi_unetpp.learner import Recipe\nfrom busi_unetpp.run import train_run\n'
+            f'train_run({str(data)!r}, {str(out)!r}, Recipe("tiny", size=48, lr=1e-3, test_size=.3, model={TINY!r}, **{dict(dict(epochs=1), **kw)!r}), "cpu")')
+    return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def test_two_trainings_into_one_new_folder_do_not_mix(small_phantom, tmp_path):
+    both = [start(small_phantom, tmp_path/'run', seed=s) for s in (1, 2)]
+    ends = [p.communicate() for p in both]
+    assert sorted(p.returncode for p in both) == [0, 1], ends
+    seed = 1 + [p.returncode for p in both].index(0)
+    assert json.loads((tmp_path/'run'/'config.json').read_text())['recipe']['seed'] == seed
+    lost = next(err for p, (_, err) in zip(both, ends) if p.returncode)
+    assert 'another process is writing there' in lost or 'holds a finished run' in lost
+
+KILL = '''
+import os, signal
+from pathlib import Path
+from busi_unetpp import files, run
+real = files.write_file
+def write(path, data):
+    if Path(path).name == {name!r} and {before}: os.kill(os.getpid(), signal.SIGKILL)
+    real(path, data)
+    if Path(path).name == {name!r}: os.kill(os.getpid(), signal.SIGKILL)
+files.write_file = run.write_file = write
+'''
+
+@pytest.mark.parametrize('name, before', [('config.json', True), ('config.json', False), ('split.csv', True), ('split.csv', False)])
+def test_killed_at_its_first_files_a_run_starts_or_goes_on(name, before, small_phantom, tmp_path, no_pictures):
+    out = tmp_path/'run'
+    code = KILL.format(name=name, before=before) + f'from busi_unetpp.learner import Recipe\nrun.train_run({str(small_phantom)!r}, {str(out)!r}, Recipe("tiny", size=48, epochs=3, lr=1e-3, test_size=.3, model={TINY!r}), "cpu")'
+    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True).returncode == -9
+    assert any(n.startswith('.busi-') for n in names(out))
+    begun = (out/'split.csv').exists()
+    if begun:
+        with pytest.raises(BusiError, match='--resume'): run(small_phantom, out)
+    elif (out/'config.json').exists():
+        with pytest.raises(BusiError, match='Start it again without --resume'): run(None, out, resume=True)
+    run(None if begun else small_phantom, out, resume=begun)
+    assert names(out) == FILES
+
+def test_a_folder_that_is_removed_during_training_is_not_called_finished(small_phantom, tmp_path, no_pictures):
+    class Remove(Callback):
+        order = 54
+        def after_epoch(self):
+            if self.epoch == 1: shutil.rmtree(tmp_path/'run')
+    with pytest.raises(BusiError, match='was removed while'): run(small_phantom, tmp_path/'run', Remove())
+    assert not (tmp_path/'run'/'config.json').exists()
+
+def test_a_split_that_is_removed_during_training_is_noticed(small_phantom, tmp_path, no_pictures):
+    class Remove(Callback):
+        def after_epoch(self): (tmp_path/'run'/'split.csv').unlink(missing_ok=True)
+    with pytest.raises(BusiError, match='split.csv was removed'): run(small_phantom, tmp_path/'run', Remove())
+    assert 'finished' not in json.loads((tmp_path/'run'/'config.json').read_text())
+
+def test_pretrained_weights_are_not_opened_when_a_run_is_resumed(cut, small_phantom, tmp_path, no_pictures, monkeypatch):
+    from busi_unetpp import learner
+    monkeypatch.setattr(learner, 'load_pretrained', lambda *args: pytest.fail('weights were loaded'))
+    for with_checkpoint in (True, False):
+        out = Path(shutil.copytree(cut, tmp_path/f'cut{with_checkpoint}'))
+        config = json.loads((out/'config.json').read_text())
+        config['recipe']['pretrained'] = str(tmp_path/'weights.pth')
+        (out/'config.json').write_text(json.dumps(config))
+        if with_checkpoint: run(None, out, resume=True)
+        else:
+            (out/'last.ckpt').unlink()
+            with pytest.raises(BusiError, match='weights from a file .* are not loaded when a run is resumed'): run(None, out, resume=True)
+
+@pytest.mark.parametrize('field, value', [(f.name, v) for f in fields(Recipe) for v in (None, 'x', -1, [1], {'a': 1}, 1e400, 10**30) if f.type in (int, float, str, bool, dict) and not (f.type is str and v == 'x') and not (f.type is dict and v == {'a': 2})])
+def test_a_recipe_takes_no_wrong_types(field, value):
+    with pytest.raises(BusiError, match=field if field != 'model' else 'network|recipe'): Recipe(**{field: value})
+
+@pytest.mark.parametrize('change', [{'recipe': None}, {'recipe': {}}, {'recipe': {'nme': 1}}, {'dataset': 5}, {'dataset': {'name': 'x', 'images': 2}}, {'command': 5}, {'versions': 'x'}], ids=str)
+def test_a_configuration_without_its_fields_is_named(change, cut, finished, tmp_path):
+    uses = dict(resume=(cut, lambda out: run(None, out, resume=True)), evaluate=(finished, evaluate_run), record=(finished, lambda out: record_run(out, out/'record')))
+    if change == {'dataset': {'name': 'x', 'images': 2}}: del uses['record']            # which needs no path of the data
+    for name, (source, use) in uses.items():
+        out = Path(shutil.copytree(source, tmp_path/name))
+        (out/'config.json').write_text(json.dumps(json.loads((out/'config.json').read_text()) | change))
+        with pytest.raises(BusiError, match='config.json'): use(out)
+
+@pytest.mark.parametrize('name', ['config.json', 'history.csv', 'split.csv', 'choices.json', 'model.safetensors'])
+def test_mutated_run_folders_give_one_kind_of_error(name, finished, tmp_path, monkeypatch):
+    "Mutations of each file that `evaluate` reads: a value of another kind, a byte, other encodings, a part."
+    from busi_unetpp import run as run_module
+    out, rng = Path(shutil.copytree(finished, tmp_path/'run')), np.random.default_rng(0)
+    if name == 'choices.json': (out/name).write_text('{"presence_threshold": 0.5, "points": [], "smallest": 0.0, "tta": false}')
+    whole = (out/name).read_bytes()
+    monkeypatch.setattr(run_module, 'evaluate_dls', lambda *args: (_ for _ in ()).throw(BusiError('reached the scores')))
+    def mutated():
+        yield from (b'', whole[:len(whole)//2], b'\xff\xfe' + whole, whole.decode('latin-1').encode('utf-16'), b'[]', b'{}', b'null', b'\0'*50, whole.replace(b',', b';'))
+        for _ in range(8):
+            at = int(rng.integers(len(whole)))
+            yield whole[:at] + rng.bytes(int(rng.integers(4))) + whole[at + int(rng.integers(4)):]
+    for data in mutated():
+        (out/name).write_bytes(data)
+        with pytest.raises(BusiError):
+            run_module.read_choices(out)
+            run_module._read_history(out, 'iou')
+            evaluate_run(out)
+
+def test_mutated_checkpoints_give_one_kind_of_error(cut, tmp_path, parts):
+    import io
+    df, images, masks, split = parts
+    out = Path(shutil.copytree(cut, tmp_path/'cut'))
+    learn = busi_learner(busi_dls(images, masks, split, 2, 42, torch.device('cpu')), RECIPE, out)
+    good = torch.load(out/'last.ckpt', weights_only=True)
+    def resume(state):
+        buf = io.BytesIO()
+        torch.save(state, buf)
+        (out/'last.ckpt').write_bytes(buf.getvalue())
+        return learn.checkpoint.resume()
+    assert resume(good) == 0
+    wrong = [None, 'x', 5, -1, [], {}, [{}], torch.zeros(3), (1, 2)]
+    for state in [*wrong, *({k: v for k, v in good.items() if k != gone} for gone in good if gone not in ('raw',))]:
+        with pytest.raises(BusiError, match='last.ckpt'): resume(state)
+    for k in good:
+        for v in wrong:
+            if k == 'cuda' and isinstance(v, list) or k == 'raw' and (v is None or isinstance(v, dict)) or k == 'best' and isinstance(v, int): continue      # right, or not looked at here
+            with pytest.raises(BusiError, match='last.ckpt'): resume(good | {k: v})
+    for opt in ({'state': {}, 'param_groups': []}, {**good['opt'], 'state': 5} if 'state' in good['opt'] else {}): 
+        with pytest.raises(BusiError, match='last.ckpt'): resume(good | dict(opt=opt))
+    assert resume(good) == 0
+
+@pytest.mark.parametrize('change', [lambda t: t.replace('dice', 'dcie'), lambda t: t.replace('0.', 'zero.'), lambda t: t[:60], lambda t: '', lambda t: '\ufeff\0' + t], ids=['column', 'number', 'cut', 'empty', 'null'])
+def test_damaged_scores_are_named(change, finished, tmp_path):
+    from busi_unetpp.compare import read_scores
+    shutil.copytree(finished, tmp_path/'run')
+    path = tmp_path/'run'/'scores.csv'
+    path.write_text(change(path.read_text()))
+    with pytest.raises(BusiError, match='scores.csv.*busi-unetpp evaluate'): read_scores(tmp_path/'run')
+
+
+# names in a dataset
+
+EVIL = {'benign (1)': '$x^^y$ (1)', 'benign (2)': 'caf\udce9 (2)', 'benign (3)': '\x1b[2J\r (3)', 'normal (1)': '[red] (1)', 'malignant (1)': '=cmd()'}
+
+def test_a_dataset_of_evil_names_trains_evaluates_and_is_recorded(small_phantom, tmp_path, capsys):
+    from busi_unetpp.compare import read_scores
+    data = Path(shutil.copytree(small_phantom, os.fsdecode(os.fsencode(tmp_path) + b'/caf\xe9 $a^^b$')))
+    for old, new in EVIL.items():
+        for p in sorted((data/old.split()[0]).glob(f"{old.replace('(', '[(]')}*.png")): p.rename(p.with_name(p.name.replace(old, new)))
+    out = run(data, tmp_path/'run')
+    assert 'finished' in json.loads((out/'config.json').read_text()) and names(out) == FILES
+    evaluate_run(out)
+    record_run(out, tmp_path/'record', pictures=True)
+    assert len(read_scores(out))
+    keys = set(pd.read_csv(out/'split.csv').image)
+    assert {r'benign/caf\xe9 (2).png', r'benign/\x1b[2J\r (3).png', 'benign/$x^^y$ (1).png'} <= keys
+    for p in out.iterdir():
+        if p.suffix in ('.csv', '.json', '.html'): assert not set(p.read_text(encoding='utf-8')) & set('\x1b\r'), p
+    assert '\x1b' not in capsys.readouterr().out
