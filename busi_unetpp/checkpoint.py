@@ -36,8 +36,8 @@ from .unetpp import UNetPlusPlus
 # %% ../nbs/19_checkpoint.ipynb #ffda5413
 LEVELS, FILTERS, WEIGHTS = 8, 4096, 200_000_000   # at most, of a network that is read
 _ARGUMENTS = {'in_channels?': int, 'filters?': (list, tuple), 'bottleneck?': int, 'depth?': int, 'kernel_size?': int, 'dropout?': float, 'growth?': float,
-              'n_heads?': int, 'deep_supervision?': bool, 'presence?': bool, 'encoder?': str, 'smp?': str}
-_RANGES = dict(in_channels=(1, 16), bottleneck=(1, FILTERS), depth=(1, LEVELS), kernel_size=(1, 15), dropout=(0, 1), growth=(.1, 4), n_heads=(1, LEVELS))
+              'n_heads?': int, 'deep_supervision?': bool, 'presence?': bool, 'encoder?': str, 'first_level?': int, 'smp?': str}
+_RANGES = dict(in_channels=(1, 16), first_level=(0, 4), bottleneck=(1, FILTERS), depth=(1, LEVELS), kernel_size=(1, 15), dropout=(0, 1), growth=(.1, 4), n_heads=(1, LEVELS))
 _REMEDY = 'Take one that this package has written.'
 
 def _check_arguments(args):
