@@ -11,7 +11,7 @@ __all__ = ['UNKNOWN', 'SYSTEMS', 'HALF', 'IMAGENET', 'ZOO', 'REFERENCE', 'SCORES
            'time_image', 'cost_table', 'entries', 'zoo_recipe', 'train_system', 'score_row', 'measure_cost',
            'zoo_table', 'plot_zoo', 'run_zoo']
 
-# %% ../nbs/49_zoo.ipynb #2bda4ae0
+# %% ../nbs/49_zoo.ipynb #e1cd0317
 import json
 import shlex
 import time
@@ -38,7 +38,7 @@ from .unetpp import UNetPlusPlus
 from .zoo_networks import (LITE, AnySize, AttentionPSPNet, BoundaryUNet, ClassifierUNet, DualBranchUNet, ExpandedUNet,
     SegNet, ShapeUNet, StagedUNet, UNet3Plus, dense_recurrent_unet, drd_unet, library)
 
-# %% ../nbs/49_zoo.ipynb #4627c207
+# %% ../nbs/49_zoo.ipynb #5098d25e
 UNKNOWN = 'not known here'
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class System:
     imagenet: bool = False  # Can its encoder have the ImageNet weights of EfficientNet-Lite0?
     adapt: bool = True      # Does it need `AnySize`?
 
-# %% ../nbs/49_zoo.ipynb #063321dc
+# %% ../nbs/49_zoo.ipynb #79db5520
 def _smp(kind, encoder=LITE, **args):
     return getattr(library('segmentation_models_pytorch'), kind)(encoder, encoder_weights=None, in_channels=1, **args)
 
-def _smp_system(title, kind, source, protocol='published before BUSI', simplified='EfficientNet-Lite0 as the encoder', encoder=LITE):
-    return System(title, partial(_smp, kind, encoder=encoder), source, 'segmentation_models_pytorch', 'nothing on breast ultrasound', protocol,
+def _smp_system(title, kind, source, protocol='published before BUSI', simplified='EfficientNet-Lite0 as the encoder', encoder=LITE, **args):
+    return System(title, partial(_smp, kind, encoder=encoder, **args), source, 'segmentation_models_pytorch', 'nothing on breast ultrasound', protocol,
         simplified, imagenet=encoder == LITE)
 
 SYSTEMS = dict(
@@ -70,11 +70,11 @@ SYSTEMS = dict(
     linknet=_smp_system('LinkNet', 'Linknet', 'Chaurasia and Culurciello 2017, VCIP'),
     manet=_smp_system('MA-Net', 'MAnet', 'Fan et al. 2020, IEEE Access', 'liver and its tumors, CT'),
     deeplabv3plus=_smp_system('DeepLabV3+', 'DeepLabV3Plus', 'Chen et al. 2018, ECCV'),
-    pspnet=_smp_system('PSPNet', 'PSPNet', 'Zhao et al. 2017, CVPR'),
+    pspnet=_smp_system('PSPNet', 'PSPNet', 'Zhao et al. 2017, CVPR', encoder_depth=5, output_stride=8),   # dilated, as in the original
     segformer=_smp_system('SegFormer', 'Segformer', 'Xie et al. 2021, NeurIPS', 'photographs (ADE20K, Cityscapes)',
         simplified='its smallest encoder, MiT-B0', encoder='mit_b0'))
 
-# %% ../nbs/49_zoo.ipynb #423125c1
+# %% ../nbs/49_zoo.ipynb #2679a844
 def _attention_unet(widths=(32, 64, 128, 256, 512)):
     return library('monai.networks.nets').AttentionUnet(2, 1, 1, widths, (2,)*(len(widths) - 1))
 
@@ -87,7 +87,7 @@ SYSTEMS |= dict(
     fcn=System('FCN', _fcn, 'Long et al. 2015, CVPR', 'torchvision', 'nothing on breast ultrasound', 'published before BUSI',
         simplified='ResNet-50 with dilation as the encoder', channels=3))
 
-# %% ../nbs/49_zoo.ipynb #01f03f46
+# %% ../nbs/49_zoo.ipynb #5f562a5a
 HALF = 'half the usual widths'
 
 SYSTEMS |= dict(
@@ -98,7 +98,7 @@ SYSTEMS |= dict(
         f'{HALF}; the classifier silences an image by a threshold instead of multiplying its mask; its MS-SSIM and IoU losses left out'),
     segnet=System('SegNet', SegNet, 'Badrinarayanan et al. 2017, IEEE TPAMI 39(12)', 'own', 'nothing on breast ultrasound', 'published before BUSI'))
 
-# %% ../nbs/49_zoo.ipynb #f7dac5c0
+# %% ../nbs/49_zoo.ipynb #364d7cad
 SYSTEMS |= dict(
     att_pspnet=System('DenseNet-121 with attention PSPNet', AttentionPSPNet,
         'Samudrala and Mohan 2024, Multimed. Tools Appl. 83(15), 46037-46063', 'own, encoder and pyramid of segmentation_models_pytorch',
@@ -113,7 +113,7 @@ SYSTEMS |= dict(
     classifier_unet=System('Classifiers and U-Net', ClassifierUNet, 'Islam et al. 2024, Mach. Learn. Appl. 16, 100555', 'own, of timm and segmentation_models_pytorch',
         protocol='two sets of breast ultrasound', simplified='two classes, lesion or none; trained with the U-Net', imagenet=True))
 
-# %% ../nbs/49_zoo.ipynb #b24006e0
+# %% ../nbs/49_zoo.ipynb #050588cb
 SYSTEMS |= dict(
     expanded_unet=System('Expanded U-Net (soft labels)', ExpandedUNet, 'Guo et al. 2021, PLOS ONE 16(6), e0253202', 'own, on segmentation_models_pytorch',
         protocol='a set of their own', simplified='the gray label is the mask averaged over 9 x 9, learned beside the mask', imagenet=True),
@@ -124,7 +124,7 @@ SYSTEMS |= dict(
     boundary_unet=System('Boundary-aware U-Net', BoundaryUNet, 'described in the paper without a citation: boundary-regularized and boundary-rendering networks',
         'own, on segmentation_models_pytorch', simplified='the idea only: a head that learns the boundary', imagenet=True))
 
-# %% ../nbs/49_zoo.ipynb #63b7f01b
+# %% ../nbs/49_zoo.ipynb #0a2f1aa4
 def build_zoo(
     name:str, # One of `SYSTEMS`
     **args, # Arguments of the system's network
@@ -136,7 +136,7 @@ def build_zoo(
     except TypeError as e: raise BusiError(f"system {name!r} cannot be built ({e}). Leave the arguments out.") from None
     return AnySize(net, system.channels) if system.adapt else net
 
-# %% ../nbs/49_zoo.ipynb #86e45bde
+# %% ../nbs/49_zoo.ipynb #8f15b596
 def count_cost(
     net:nn.Module, # Takes `(N, 1, H, W)`; it loses its weights
     size:int=256, # Side of the image, pixels
@@ -165,7 +165,7 @@ def time_image(
     finally: torch.set_num_threads(threads)
     return 1000*float(np.median(seconds[1:]))
 
-# %% ../nbs/49_zoo.ipynb #9127c1fa
+# %% ../nbs/49_zoo.ipynb #171ef1e6
 def cost_table(
     size:int=256, # Side of the image, pixels
 )->pd.DataFrame: # Rows: systems; columns `system`, `made_from`, `parameters_millions`, `gflop`
@@ -174,7 +174,7 @@ def cost_table(
     t = pd.DataFrame(rows).T.rename_axis('name')
     return t.assign(parameters_millions=t.pop('parameters').astype(float)/1e6, gflop=t.pop('gflop').astype(float))
 
-# %% ../nbs/49_zoo.ipynb #ffd2e21d
+# %% ../nbs/49_zoo.ipynb #ee5ba56a
 IMAGENET = '+imagenet'
 ZOO = replace(RECIPES['busi'], name='zoo', epochs=40, patience=40, encoder_lr=1., pretrained='none', model={})
 REFERENCE = 'unetpp'           # the others are compared with it
@@ -192,7 +192,7 @@ def zoo_recipe(
     weights = 'package' if entry.endswith(IMAGENET) else 'none'
     return get_recipe(replace(ZOO, model=dict(zoo=entry.removesuffix(IMAGENET)), pretrained=weights), **overrides)
 
-# %% ../nbs/49_zoo.ipynb #097efee1
+# %% ../nbs/49_zoo.ipynb #918f61c7
 def train_system(
     data, # The dataset
     out, # Folder of the zoo
@@ -214,7 +214,7 @@ def train_system(
     command = shlex.join(['busi-unetpp', 'zoo', *paths, '--out', str(out), '--fold', str(fold), *options, entry])
     return train_run(data, run, None if stored else recipe, device, resume=bool(stored), command=command)
 
-# %% ../nbs/49_zoo.ipynb #f50e3904
+# %% ../nbs/49_zoo.ipynb #5e354d7f
 SCORES = dict(dice='image_dice_with_tumor', iou='image_iou_with_tumor', two_class_iou='iou', accuracy='accuracy', missed='found_10',
     specificity='clean_normals')
 
@@ -235,7 +235,7 @@ def score_row(
         row |= {f'{name}{k}': x for k, x in zip(keys, v)} | {f'{name}_p': m.p if v[3] == v[3] else np.nan}
     return row
 
-# %% ../nbs/49_zoo.ipynb #0a3c58c3
+# %% ../nbs/49_zoo.ipynb #e4c6f10e
 def measure_cost(
     folder, # Of a system, with a finished run
 )->dict: # `parameters`, `gflop`, `ms`
@@ -266,7 +266,7 @@ def zoo_table(
     if not rows: raise BusiError(f"{out}: no finished run of the zoo in it. Train one with `busi-unetpp zoo --out {out}`.")
     return pd.DataFrame(rows)
 
-# %% ../nbs/49_zoo.ipynb #6e8e7466
+# %% ../nbs/49_zoo.ipynb #af9bd654
 @styled
 def plot_zoo(
     table:pd.DataFrame, # From `zoo_table`, or a `zoo.csv`
@@ -284,7 +284,7 @@ def plot_zoo(
     ax.grid(axis='x', color='#dddddd', lw=.7)
     return fig
 
-# %% ../nbs/49_zoo.ipynb #2bebfa19
+# %% ../nbs/49_zoo.ipynb #a98bc16b
 def run_zoo(
     data, # The dataset
     out, # Folder for the runs, `zoo.csv` and `zoo.png`; an interrupted zoo goes on

@@ -41,7 +41,9 @@ def test_every_system_takes_any_size_and_learns_from_one_image(name):
     out = net(torch.rand(1, 1, 61, 70))
     assert as_output(out).logits.shape == (1, 1, 61, 70)
     DiceLoss(1.)(out, torch.ones(1, 1, 61, 70)).backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+    missing = [k for k, p in net.named_parameters() if p.grad is None]
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+    assert not missing or name == 'paper' and all(k.startswith('heads.') for k in missing), missing     # two of its three heads are idle
     groups = _encoder_first(net)
     assert sum(map(len, groups)) == len(list(net.parameters())) and {*map(id, groups[0])}.isdisjoint(map(id, groups[1]))
 
@@ -135,6 +137,7 @@ def test_an_interrupted_system_goes_on(zoo, tmp_path):
 
     class Stop(Callback):
         order = 80
+
         def after_epoch(self):
             if self.epoch == 0: raise KeyboardInterrupt
     from busi_unetpp.run import train_run
