@@ -34,7 +34,7 @@ setup(
     long_description=(HERE/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['*.csv', 'models/*.safetensors']},
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'kaggle', 'encoder', 'export')},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'kaggle', 'encoder', 'export', 'zoo')},
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
 )

@@ -46,6 +46,8 @@ Modules:
 - `busi_unetpp.stats`: 95 % intervals and paired tests that resample groups of copies, not single images.
 - `busi_unetpp.strong`: Which recipe beats the paper's, how was it found, and what does it reach on images that had no say in it?
 - `busi_unetpp.uncertainty`: Which of its own predictions will be wrong? Ask the network the same question several times, and send the image to a human when the answers differ.
-- `busi_unetpp.unetpp`: The paper's network, node by node, and drawn from the module itself."""
+- `busi_unetpp.unetpp`: The paper's network, node by node, and drawn from the module itself.
+- `busi_unetpp.zoo`: How does U-Net++ stand beside the systems that the paper compares and cites, if all are trained alike?
+- `busi_unetpp.zoo_networks`: The networks that the paper cites and no library has, each from its description, in a few lines."""
 
 __version__ = "0.1.0"

@@ -36,7 +36,7 @@ from .unetpp import UNetPlusPlus
 # %% ../nbs/19_checkpoint.ipynb #ffda5413
 LEVELS, FILTERS, WEIGHTS = 8, 4096, 200_000_000   # at most, of a network that is read
 _ARGUMENTS = {'in_channels?': int, 'filters?': (list, tuple), 'bottleneck?': int, 'depth?': int, 'kernel_size?': int, 'dropout?': float, 'growth?': float,
-              'n_heads?': int, 'deep_supervision?': bool, 'presence?': bool, 'encoder?': str, 'first_level?': int, 'smp?': str}
+              'n_heads?': int, 'deep_supervision?': bool, 'presence?': bool, 'encoder?': str, 'first_level?': int, 'smp?': str, 'zoo?': str}
 _RANGES = dict(in_channels=(1, 16), first_level=(0, 4), bottleneck=(1, FILTERS), depth=(1, LEVELS), kernel_size=(1, 15), dropout=(0, 1), growth=(.1, 4), n_heads=(1, LEVELS))
 _REMEDY = 'Take one that this package has written.'
 
@@ -44,7 +44,7 @@ def _check_arguments(args):
     "Nothing if these may be arguments of `build_unetpp`."
     check_fields(args, _ARGUMENTS, 'network', _REMEDY)
     if odd := [k for k in args if f'{k}?' not in _ARGUMENTS]: raise BusiError(f"network: has no argument {str(odd[0])[:80]!r}. {_REMEDY}")
-    for k in ('encoder', 'smp'):
+    for k in ('encoder', 'smp', 'zoo'):
         if not re.fullmatch(r'[a-zA-Z0-9_.-]*', args.get(k) or ''): raise BusiError(f"{k} {args[k][:80]!r}: expected a plain name. Other sources are not read.")
     filters = args.get('filters') or (1,)
     if len(filters) > LEVELS or not all(isinstance(n, int) and 1 <= n <= FILTERS for n in filters):

@@ -8,8 +8,9 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'DataOpt', 'DataArg', 'TrainedDataOpt', 'SourcesOpt', 'DeviceOpt', 'print_table1',
-           'print_intervals', 'resumable', 'demo', 'train', 'reproduce', 'print_unseen', 'evaluate', 'compare',
-           'Format', 'predict', 'export_command', 'summary', 'verify', 'fetch', 'duplicates', 'phantom', 'main']
+           'print_intervals', 'resumable', 'demo', 'train', 'reproduce', 'print_unseen', 'evaluate', 'compare', 'zoo',
+           'print_zoo', 'Format', 'predict', 'export_command', 'summary', 'verify', 'fetch', 'duplicates', 'phantom',
+           'main']
 
 # %% ../nbs/43_cli.ipynb #f350c5c8
 import json
@@ -210,6 +211,37 @@ def compare(
     lines = [(r.run, SHOWN[r.metric], _with_interval(r), *(('', '') if r.p != r.p else (f'{r.difference:+.3f} ({r.difference_low:+.3f} to {r.difference_high:+.3f})', f'{r.p:.3f}'))) for r in shown.itertuples()]
     _print_table('Test images, at original size', ('run', 'score', '95 % interval', 'difference from the first', 'p'), lines)
     _say(f'Table and figure: {out}')
+
+# %% ../nbs/43_cli.ipynb #c98b0ab2
+@app.command()
+def zoo(
+    names: Annotated[Optional[list[str]], typer.Argument(help='Systems, for example unet fcn linknet+imagenet. Default: all.')] = None,
+    out: Annotated[Path, typer.Option(help='Folder for the runs, zoo.csv and zoo.png. The same command goes on where it was interrupted.')] = Path('busi-zoo'),
+    data: SourcesOpt = None,
+    size: Annotated[Optional[int], typer.Option(help="Side of the networks' input, pixels. Default: 256.")] = None,
+    epochs: Annotated[Optional[int], typer.Option(help='Of each training. Default: 40.')] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help='Images in a batch. Default: 8.')] = None,
+    seed: Annotated[Optional[int], typer.Option(help='Of weights, order and augmentation.')] = None,
+    fold: Annotated[Optional[list[int]], typer.Option(help='Which fold is the test set, 0 to 4; several: --fold 0 --fold 1. Default: 0.')] = None,
+    device: DeviceOpt = 'auto',
+):
+    "Train U-Net++ and the systems that the paper compares or cites under one protocol: a row each, with intervals and paired differences."
+    from busi_unetpp import zoo as chapter
+    try: table = chapter.run_zoo(data or None, out, names or (), fold or (0,), device, size=size, epochs=epochs, batch_size=batch_size, seed=seed)
+    except KeyboardInterrupt:
+        typer.secho('\nInterrupted. The same command goes on.', fg='yellow', err=True)
+        raise typer.Exit(130)
+    print_zoo(table)
+    print(f"Table and figure: {out/'zoo.csv'}, {out/'zoo.png'}")
+
+def print_zoo(
+    table, # From `run_zoo`
+):
+    "Print the systems, best first: cost, Dice of lesion images with its interval, and the difference to U-Net++."
+    def signed(r): return '' if r.dice_p != r.dice_p else f'{r.dice_difference:+.3f} ({r.dice_difference_low:+.3f} to {r.dice_difference_high:+.3f})'
+    lines = [(r.system, r.weights, f'{r.parameters/1e6:.1f}', f'{r.ms:.0f}', f'{r.dice:.3f} ({r.dice_low:.3f} to {r.dice_high:.3f})', signed(r))
+        for r in table.sort_values('dice', ascending=False).itertuples()]
+    _print_table('Test images, at original size', ('system', 'weights', 'million parameters', 'ms', 'Dice (95 % interval)', 'difference to U-Net++'), lines)
 
 # %% ../nbs/43_cli.ipynb #6b21673d
 class Format(str, Enum):

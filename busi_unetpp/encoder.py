@@ -104,9 +104,13 @@ def build_unetpp(
     encoder:str=None, # timm's name of the encoder; the paper's own if None
     smp:str=None, # Encoder of segmentation_models_pytorch's U-Net++, for example resnet34, which is then built instead of ours and takes no other arguments
     first_level:int=0, # As for `TimmEncoder`
+    zoo:str=None, # Name of a system of `busi_unetpp.zoo`, which is then built, with the other arguments
     **args, # Arguments of `UNetPlusPlus`
-)->nn.Module: # A `UNetPlusPlus`, or smp's, with random weights
+)->nn.Module: # A `UNetPlusPlus`, or another library's network, with random weights
     "A U-Net++ from plain arguments; with a timm encoder `filters` are the widths of the nested nodes, from the finest level down. Raises `BusiError` for an smp that is not installed or not known."
+    if zoo:
+        from busi_unetpp import zoo as chapter     # a later chapter, which builds on this one: imported where it is needed
+        return chapter.build_zoo(zoo, **args, **(dict(encoder=encoder) if encoder else {}))
     if smp: return _other_unetpp(smp, encoder=encoder, **args)
     if not encoder: return UNetPlusPlus(**args)
     filters = args.setdefault('filters', (16, 24, 40, 112))

@@ -158,7 +158,10 @@ def make_loss(
     kind = dict(dice=DiceLoss, dice_bce=DiceBCELoss)[recipe.loss]
     return kind(recipe.smooth, recipe.per_image_loss)
 
-def _encoder_first(model): return [list(model.encoder.parameters()), [p for n, p in model.named_parameters() if not n.startswith('encoder.')]]
+def _encoder_first(model):
+    first = list(model.encoder.parameters())
+    known = {id(p) for p in first}
+    return [first, [p for p in model.parameters() if id(p) not in known]]
 
 def one_cycle(
     recipe:Recipe, # Its `lr` is the highest rate of the decoder

@@ -30,7 +30,7 @@ def dice_score(
 
 # %% ../nbs/15_losses.ipynb #64a8c974
 class DiceLoss(nn.Module):
-    "`1 - Dice` of an `Output` or of logits `(N, 1, H, W)`: over the batch as in the paper, or the mean over its images; of several heads the mean."
+    "`1 - Dice` of an `Output` or of logits `(N, 1, H, W)`: over the batch as in the paper, or the mean over its images; of several heads the mean; plus that of each of its `extra` targets."
     def __init__(self,
         smooth:float=1e-6, # As in the paper, pixels
         per_image:bool=False, # Score each image by itself and average?
@@ -44,7 +44,8 @@ class DiceLoss(nn.Module):
 
     def forward(self, out, mask):
         out = as_output(out)
-        return torch.stack([self.of_logits(o, mask) for o in out.heads or (out.logits,)]).mean()
+        extra = [self.of_logits(o, target(mask)) for o, target in out.extra]
+        return torch.stack([self.of_logits(o, mask) for o in out.heads or (out.logits,)]).mean() + sum(extra)
 
     def activation(self, out): return as_output(out).logits.float().sigmoid()
     def decodes(self, probs): return (probs > .5).to(torch.uint8)

@@ -22,6 +22,7 @@ class Output:
     logits: torch.Tensor            # `(N, 1, H, W)`: lesion or not, for each pixel
     presence: torch.Tensor = None   # `(N, 1)`: lesion or not, for the image; None if the network has no such head
     heads: tuple = ()               # Logits `(N, 1, H, W)` of each head that is trained; empty: `logits` alone
+    extra: tuple = ()               # Pairs of logits `(N, 1, H, W)` that are trained as well and a function of the mask that gives their target
 
     def __iter__(self): return iter(t for t in (self.logits, self.presence, *self.heads) if t is not None)
 

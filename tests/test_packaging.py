@@ -75,7 +75,7 @@ def test_wheel_is_complete(archives, settings):
     assert any(n.endswith('LICENSE') for n in names)
     required = {r.split(';')[0].strip() for r in meta.get_all('Requires-Dist')}
     assert {re.match(r'[\w-]+', r)[0] for r in settings['requirements'].split()} <= {re.match(r'[\w-]+', r)[0] for r in required}
-    assert set(meta.get_all('Provides-Extra')) == {'dev', 'kaggle', 'encoder', 'export'}
+    assert set(meta.get_all('Provides-Extra')) == {'dev', 'kaggle', 'encoder', 'export', 'zoo'}
     assert 'busi-unetpp = busi_unetpp.cli:main' in entries
 
 
