@@ -284,7 +284,7 @@ def draw_overlay(
     k = min(max(1, VIEW[0]/max(h, w)), VIEW[1]/max(h, w))
     size = max(round(w*k), 1), max(round(h*k), 1)
     width, em = max(size[0], 360), 15
-    said = textwrap.wrap(f'Warning: {warning}', (width - 2*em)//7) if warning else []
+    said = textwrap.wrap(f'Caution: {warning}', (width - 2*em)//7) if warning else []
     canvas = Image.new('RGB', (width, size[1] + round(em*(3.6 + 1.1*len(said)))), '#101010')
     left = (width - size[0])//2
     canvas.paste(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR).convert('RGB'), (left, 0))
@@ -336,7 +336,7 @@ class Prediction:
         return ('nothing found' if not n else f"{n} finding{'s'*(n > 1)}") + (', please check' if self.flag else '') + (', see the warning' if self.warning else '')
 
     def overlay(self)->Image.Image: return draw_overlay(self.image, self.mask, self.spacing_mm, self.summary, self.warning)
-    def __repr__(self): return f"{self.name}: {self.summary}, uncertainty {self.score:.2f}.{f' Warning: {self.warning}.' if self.warning else ''} {self.notice}"
+    def __repr__(self): return f"{self.name}: {self.summary}, uncertainty {self.score:.2f}.{f' Caution: {self.warning}.' if self.warning else ''} {self.notice}"
     def _repr_png_(self): return _png(self.overlay())
 
     def _repr_html_(self):
