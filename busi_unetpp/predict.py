@@ -554,7 +554,7 @@ def _is_ours(path):
 def _read_results(out):
     "The table in `results.csv`, its names as they are."
     table = pd.read_csv(out/'results.csv')
-    table['warning'] = table.warning.fillna('')
+    table['warning'] = table.warning.astype(object).where(table.warning.notna(), '').astype(str)
     for c in ('file', 'result', 'model'): table[c] = table[c].astype(object).map(lambda v: plain_cell(v) if isinstance(v, str) else v).astype(table[c].dtype)
     return table
 
