@@ -187,15 +187,17 @@ def evaluate(
     data: TrainedDataOpt = None,
     out: Annotated[Optional[Path], typer.Option(help='For a set that the run has not seen: folder for the results. Default: RUN/unseen-NAME, after the folder of the data.')] = None,
     sensitivity: Annotated[Optional[float], typer.Option(help='For a set that the run has not seen: share of the validation lesions that must be found, 0.8 to 1.')] = None,
-    tta: Annotated[Optional[bool], typer.Option('--tta/--no-tta', help='For a set that the run has not seen: four views of each image, or a single one. Default: as the run chose.')] = None,
+    tta: Annotated[Optional[bool], typer.Option('--tta/--no-tta', help='Four views of each image, or a single one. Default: as the run chose.')] = None,
     device: DeviceOpt = 'auto',
 ):
     "Score a run's stored weights again, at original size with intervals; or, with --data, on a set that it has not seen."
+    from busi_unetpp.dataset import BusiError
     from busi_unetpp.generalization import evaluate_unseen, holds_images_of
     from busi_unetpp.run import evaluate_run
     if data and not holds_images_of(run, data):
         return print_unseen(evaluate_unseen(run, data, out, device, sensitivity, tta))
-    evaluate_run(run, data, device)
+    if sensitivity is not None: raise BusiError('--sensitivity is for a set that the run has not seen: name it with --data.')
+    evaluate_run(run, data, device, tta)
     print_table1(run)
     print_intervals(run)
 

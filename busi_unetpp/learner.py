@@ -85,6 +85,7 @@ class Recipe:
     epoch_images:int = 0 # Images in an epoch; 0: as many as there are
     ema:float = 0. # Decay of the average of weights; 0 for none
     cpu_bf16:bool = False # Mixed precision on a processor too? A GPU always uses it
+    tta:bool = False # Use the trained network with four views of each image?
     teacher_weight:float = .5 # Of the teachers in the target, 0-1, if there are any
     model:dict = field(default_factory=dict) # Arguments of `build_unetpp` that differ from the paper's
 
@@ -104,13 +105,13 @@ class Recipe:
 # %% ../nbs/21_learner.ipynb #113652f3
 STRONG = Recipe('strong', size=256, batch_size=8, epochs=16, lr=2e-3, weight_decay=.02, monitor='epoch', patience=16, split='kfold',
     loss='dice_bce', per_image_loss=True, smooth=1., schedule='one_cycle', encoder_lr=.5, pretrained='auto', ema=.98, cpu_bf16=True,
-    augment=1., augment_kind='wide', lesion_free=.08, balance=.5, normals=.17, epoch_images=1000,
+    augment=1., augment_kind='wide', lesion_free=.08, balance=.5, normals=.17, epoch_images=1000, tta=True,
     model=dict(encoder='tf_efficientnet_lite0', filters=(16, 24, 40, 112), kernel_size=3, n_heads=1, presence=True))
 RECIPES = {r.name: r for r in (
     Recipe(),
     STRONG,
     replace(STRONG, name='busi', epochs=18, patience=18, balance=1., normals=0., epoch_images=0),
-    replace(STRONG, name='fast', model=STRONG.model | dict(filters=(8, 16, 32), first_level=1)),
+    replace(STRONG, name='fast', tta=False, model=STRONG.model | dict(filters=(8, 16, 32), first_level=1)),
     Recipe('demo', size=96, epochs=12, lr=1e-3, model=dict(filters=(8, 12, 16, 24, 32), bottleneck=48)),
 )}
 
