@@ -46,6 +46,7 @@ def _check_arguments(args):
     if odd := [k for k in args if f'{k}?' not in _ARGUMENTS]: raise BusiError(f"network: has no argument {str(odd[0])[:80]!r}. {_REMEDY}")
     for k in ('encoder', 'smp', 'zoo'):
         if not re.fullmatch(r'[a-zA-Z0-9_.-]*', args.get(k) or ''): raise BusiError(f"{k} {args[k][:80]!r}: expected a plain name. Other sources are not read.")
+    if args.get('zoo') and set(args) - {'zoo', 'encoder'}: raise BusiError(f"network: {args['zoo']} of the zoo takes no {', '.join(sorted(set(args) - {'zoo', 'encoder'}))}. {_REMEDY}")   # so its size is known
     filters = args.get('filters') or (1,)
     if len(filters) > LEVELS or not all(isinstance(n, int) and 1 <= n <= FILTERS for n in filters):
         raise BusiError(f"network: filters {str(filters)[:80]}, expected up to {LEVELS} whole numbers from 1 to {FILTERS}. {_REMEDY}")
@@ -59,7 +60,7 @@ def check_network(
     "The arguments, if a network of sensible size can be built of them and the tensors are its; raises `BusiError` with the reason, builds nothing."
     _check_arguments(args)
     try:
-        with torch.device('meta'): want = {k: list(v.shape) for k, v in build_unetpp(**args).state_dict().items()}
+        with torch.device('cpu' if args.get('zoo') else 'meta'): want = {k: list(v.shape) for k, v in build_unetpp(**args).state_dict().items()}
     except BusiError: raise
     except Exception as e: raise BusiError(f"network: cannot be built ({str(e)[:120]}). {_REMEDY}") from e
     if (n := sum(map(math.prod, want.values()))) > WEIGHTS: raise BusiError(f"network: has {n/1e6:.0f} million weights, of which up to {WEIGHTS//10**6} million are read. {_REMEDY}")

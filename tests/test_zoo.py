@@ -12,7 +12,7 @@ from busi_unetpp.checkpoint import load_weights, save_weights
 from busi_unetpp.dataset import BusiError
 from busi_unetpp.encoder import build_unetpp, load_pretrained
 from busi_unetpp.learner import _encoder_first
-from busi_unetpp.losses import DiceLoss
+from busi_unetpp.losses import DiceBCELoss
 from busi_unetpp.phantom import make_phantom
 from busi_unetpp.presence import as_output
 from busi_unetpp.zoo import IMAGENET, SYSTEMS, build_zoo, entries, run_zoo, score_row, time_image, train_system, zoo_recipe, zoo_table
@@ -40,7 +40,7 @@ def test_every_system_takes_any_size_and_learns_from_one_image(name):
     net = build_zoo(name).train()
     out = net(torch.rand(1, 1, 61, 70))
     assert as_output(out).logits.shape == (1, 1, 61, 70)
-    DiceLoss(1.)(out, torch.ones(1, 1, 61, 70)).backward()
+    DiceBCELoss(1., True)(out, torch.ones(1, 1, 61, 70)).backward()
     missing = [k for k, p in net.named_parameters() if p.grad is None]
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
     assert not missing or name == 'paper' and all(k.startswith('heads.') for k in missing), missing     # two of its three heads are idle
