@@ -12,6 +12,11 @@ settings.register_profile('busi', deadline=None, derandomize=True)  # the same e
 settings.load_profile('busi')
 
 
+def pytest_collection_modifyitems(config, items):
+    "What takes hours runs only if it is asked for: `-m fuzz`."
+    if 'fuzz' not in (config.option.markexpr or ''): items[:] = [i for i in items if not i.get_closest_marker('fuzz')]
+
+
 @pytest.fixture(scope='session', autouse=True)
 def busi_cache(tmp_path_factory):
     "The decoded images of a test run are kept away from the user's cache; commands started by tests inherit this."
