@@ -5,6 +5,7 @@ Modules:
 - `busi_unetpp.assess`: Everything this book knows how to say about a set of predictions, said at once.
 - `busi_unetpp.augment`: What may change in an ultrasound image without changing the answer.
 - `busi_unetpp.benchmark`: How fast it is on the machine at hand, each figure against its limit.
+- `busi_unetpp.bundle`: Everything that a training needs in one small folder, for a machine that has no internet.
 - `busi_unetpp.calibration`: Does a probability of 0.8 mean that eight of ten such pixels are tumor? Measure it, and mend it with one number.
 - `busi_unetpp.ceiling`: Measure how well BUSI's outlines agree with each other where the same picture was outlined twice.
 - `busi_unetpp.checkpoint`: What a training writes down after each epoch, so that nothing is lost and anything can go on.
