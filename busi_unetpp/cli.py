@@ -8,8 +8,9 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'DataOpt', 'DataArg', 'TrainedDataOpt', 'SourcesOpt', 'DeviceOpt', 'print_table1',
-           'print_intervals', 'resumable', 'demo', 'train', 'reproduce', 'print_unseen', 'evaluate', 'compare',
-           'Format', 'predict', 'export_command', 'summary', 'verify', 'fetch', 'duplicates', 'phantom', 'main']
+           'print_intervals', 'resumable', 'demo', 'train', 'reproduce', 'bundle', 'print_unseen', 'evaluate',
+           'compare', 'Format', 'predict', 'export_command', 'summary', 'verify', 'fetch', 'duplicates', 'phantom',
+           'main']
 
 # %% ../nbs/43_cli.ipynb #f350c5c8
 import json
@@ -32,7 +33,7 @@ app.add_typer(data_app, name='data')
 DataOpt = Annotated[Optional[Path], typer.Option('--data', help='The dataset: the folder with benign/, malignant/, normal/, or its parent. Default: $BUSI_PATH; with --resume, where the run found it.')]
 DataArg = Annotated[Optional[Path], typer.Argument(help='The dataset: the folder of BUSI, BUS-BRA, BrEaST or BUS-UCLM, of images/ and '
     'masks/, or of NAME_mask.png beside NAME.jpg; its parent; or a CSV with the columns image, mask, label. Default: $BUSI_PATH.')]
-TrainedDataOpt = Annotated[Optional[Path], typer.Option('--data', help='The dataset. Default: where the run found it.')]
+TrainedDataOpt = Annotated[Optional[list[Path]], typer.Option('--data', help='The dataset, several if the run has several. Default: where the run found it.')]
 SourcesOpt = Annotated[Optional[list[Path]], typer.Option('--data', help='A dataset of any known layout; several for a joint training: --data A --data B. Default: $BUSI_PATH; with --resume, where the run found it.')]
 DeviceOpt = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, mps.')]
 
@@ -147,6 +148,20 @@ def reproduce(
     _print_table(f"Table 1, {', '.join(str(n) for n in runs.epochs)} epochs", ('source', *table.columns), [(name, *('–' if v != v else f'{v:.4f}' for v in row)) for name, row in table.iterrows()])
     print(Path(out)/'summary.csv')
 
+# %% ../nbs/43_cli.ipynb #74023424
+@app.command()
+def bundle(
+    out: Annotated[Path, typer.Option(help='A new folder, to be copied to the other machine.')],
+    data: SourcesOpt = None,
+    size: Annotated[Optional[int], typer.Option(help="Side of the images, pixels. Default: the recipe's.")] = None,
+    recipe: Annotated[str, typer.Option(help='paper, strong, busi, fast or demo.')] = 'strong',
+):
+    "Pack data, encoder, package and commands into a folder from which a machine without network can train."
+    from busi_unetpp.bundle import bundle_sizes, make_bundle
+    folder = make_bundle(data or None, out, size, recipe)
+    print(', '.join(f'{name} {n/1e6:.1f} MB' for name, n in bundle_sizes(folder).items()))
+    print(f"Copy {folder} to the other machine and follow {folder/'RUN.md'}.")
+
 # %% ../nbs/43_cli.ipynb #d7b57b18
 def print_unseen(
     found:dict, # From `evaluate_unseen`
@@ -175,6 +190,7 @@ def evaluate(
     "Score a run's stored weights again, at original size with intervals; or, with --data, on a set that it has not seen."
     from busi_unetpp.generalization import evaluate_unseen, holds_images_of
     from busi_unetpp.run import evaluate_run
+    data = data[0] if data and len(data) == 1 else data or None
     if data and not holds_images_of(run, data):
         return print_unseen(evaluate_unseen(run, data, out, device, sensitivity, tta))
     evaluate_run(run, data, device)
