@@ -14,6 +14,7 @@ Modules:
 - `busi_unetpp.compare`: Is one run better than another, or luckier?
 - `busi_unetpp.dataset`: Read BUSI from disk, count it, and look at it before any model does.
 - `busi_unetpp.distill`: A network that learns from other networks as well as from the annotations, so that a small one comes close to a large one.
+- `busi_unetpp.distributed`: One training on several cards, with the result that one card would have given.
 - `busi_unetpp.duplicates`: Find the images that show the same lesion, so that none of them trains a network that another one judges.
 - `busi_unetpp.encoder`: The nested decoder on an encoder that has already seen a million photographs.
 - `busi_unetpp.evaluate`: Score a trained network on both parts of its split, and place the paper's Table 1 beside it.

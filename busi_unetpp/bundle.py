@@ -158,6 +158,8 @@ With other versions all works as long as the self-test says ok; the last digits 
 
 {train}
 
+   On several GPUs `torchrun --nproc-per-node N busi.py train ...` shares the batches out to them; the result is the same.
+
 3. Take the folders of the runs home and score them at the images' original size. The scores here are at {size} x {size}:
 
        busi-unetpp evaluate RUN --data {data}

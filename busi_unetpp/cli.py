@@ -120,11 +120,12 @@ def train(
     device: DeviceOpt = 'auto',
     resume: Annotated[bool, typer.Option('--resume', help='Continue the unfinished run in --out.')] = False,
 ):
-    "Train by a recipe on a dataset and leave a complete, evaluated run folder."
+    "Train by a recipe on a dataset and leave a complete, evaluated run folder; after `torchrun` or `accelerate launch` in several processes."
+    from busi_unetpp.distributed import process_rank
     from busi_unetpp.run import train_run
     options = dict(epochs=epochs, batch_size=batch_size, size=size, seed=seed, fold=fold, split_seed=split_seed)
     with resumable(out): train_run(data or None, out, recipe, device, resume, split, allow_leaks=allow_leaks, teachers=teacher or (), **options)
-    print_table1(out)
+    if not process_rank()[0]: print_table1(out)
 
 # %% ../nbs/43_cli.ipynb #e30ba8d1
 @app.command()

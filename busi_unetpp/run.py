@@ -32,6 +32,7 @@ from .assess import assess, plot_calibration, write_assessment
 from .checkpoint import load_weights
 from .dataset import BusiError, count_classes
 from .distill import check_teachers, load_teachers
+from .distributed import ShareBatches, first_alone, join_processes, leave_processes
 from .evaluate import evaluate_dls
 from .groups import pixel_digests
 from .files import check_writable, made_with, write_csv, write_figure, write_json, write_file
@@ -325,9 +326,11 @@ def train_run(
     "Train a network by a recipe and leave a complete run folder; raises `BusiError` for anything in the input that cannot be right."
     if isinstance(split, str) and split in KINDS: overrides, split = overrides | dict(split=split), None
     started, command = time.time(), command or _command(data, out, recipe, device, split, overrides, allow_leaks, teachers)
+    rank, processes = join_processes(device)
     device = pick_device(device)
-    out, recipe, df, paths, split, command, stored = _plan(data, out, recipe, resume, split, command, overrides)
-    df, images, masks, split, checks = _load(df, recipe, split, refuse_leaks=not (stored or allow_leaks) and (split or recipe.split != 'paper'))
+    with first_alone():
+        out, recipe, df, paths, split, command, stored = _plan(data, out, recipe, resume, split, command, overrides)
+        df, images, masks, split, checks = _load(df, recipe, split, refuse_leaks=not (stored or allow_leaks) and (split or recipe.split != 'paper'))
     config = dict(recipe=asdict(recipe), dataset=describe_data(df, images, masks, paths), teachers=_teachers(teachers, stored), **provenance(device), started=_now(), command=command)
     teachers = [t['path'] for t in config['teachers']]
     check_teachers(teachers, df, split)
@@ -335,16 +338,20 @@ def train_run(
     if stored and stored['dataset']['pixels_sha256'] != config['dataset']['pixels_sha256']:
         raise BusiError(f"{', '.join(paths or ['the data'])}: the pixels have changed since {out} was started, so it cannot go on. Restore the data, or start a new run.")
     if stored: config |= dict(started=stored['started'], resumed=[*stored.get('resumed', []), config['started']], one_batch=stored.get('one_batch'))
-    write_json(out/'config.json', config)
-    write_csv(out/'split.csv', split)
+    if processes > 1: config['processes'] = processes
+    if not rank:
+        write_json(out/'config.json', config)
+        write_csv(out/'split.csv', split)
     learn = busi_learner(busi_dls(images, masks, split, recipe.batch_size, recipe.seed, device, recipe.balance, recipe.normals, recipe.epoch_images), recipe, out, teacher)
     if (out/'last.ckpt').exists(): print(f'Resuming after epoch {learn.checkpoint.resume()}')
-    else:
+    elif not rank:
         config['one_batch'] = _first_look(learn, out, started)
         write_json(out/'config.json', config)
-    learn.add_cbs([Preview(out), *cbs])
+    learn.add_cbs([*([] if rank else [Preview(out)]), *([ShareBatches()] if processes > 1 else []), *cbs])
     try: _fit(learn, recipe.epochs)
     except BusiError as e: raise BusiError(str(e).split(':\n\t', 1)[-1]) from e       # without fastai's 'Exception occurred in ...'
+    leave_processes()
+    if rank: return out      # the first process evaluates
     config |= dict(finished=_now(), seconds=round(time.time() - started, 1))
     _score(out, config, df, images, masks, split, device, checks.to_dict('records'))
     write_json(out/'config.json', config)

@@ -5,28 +5,27 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from busi_unetpp import encoder as encoders
-from busi_unetpp.bundle import LIBRARIES, make_bundle, self_test, write_bundle
+from busi_unetpp.bundle import LIBRARIES, make_bundle, pretrained_encoder, self_test, write_bundle
 from busi_unetpp.dataset import BusiError
-from busi_unetpp.encoder import encoder_file
+from busi_unetpp.encoder import encoder_file, save_encoder
 from busi_unetpp.generalization import holds_images_of
 from busi_unetpp.groups import known_groups, pixel_digests
 from busi_unetpp.learner import Recipe, busi_learner, get_recipe
 from busi_unetpp.loaders import busi_dls
 from busi_unetpp.preprocess import load_arrays
-from busi_unetpp.run import evaluate_run, read_config, train_run
+from busi_unetpp.run import evaluate_run, train_run
 from busi_unetpp.sources import read_datasets, summarize_dataset
 from busi_unetpp.split import make_split
 
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::FutureWarning'),
               pytest.mark.filterwarnings('ignore:The least populated class')]
 
-TINY = Recipe('tiny', size=48, epochs=2, lr=1e-3, test_size=.3, model=dict(filters=(4, 6), bottleneck=8))
+TINY = Recipe('tiny', size=48, epochs=1, lr=1e-3, test_size=.3, model=dict(filters=(4, 6), bottleneck=8))
 
 @pytest.fixture(scope='module')
 def clinic(tmp_path_factory):
@@ -66,15 +65,15 @@ def test_a_bundle_can_be_summarized_and_joined(small_phantom, clinic, tmp_path):
     with pytest.raises(BusiError, match='the same dataset'): read_datasets([tmp_path/'set-48.npz']*2)
 
 def test_the_carried_encoder_starts_the_same_training(small_phantom, tmp_path, monkeypatch):
-    bundle = make_bundle(small_phantom, tmp_path/'bundle', 48, 'fast')
-    df = read_datasets(small_phantom)
-    arrays, split = load_arrays(df, 48), pd.read_csv(bundle/'splits'/'fold-0.csv')
+    recipe, df = get_recipe('fast', size=48), read_datasets(small_phantom)
+    save_encoder(pretrained_encoder(recipe), encoder_file(recipe.model['encoder'], tmp_path))
+    arrays, split = load_arrays(df, 48), make_split(df, 'paper', .3)
     def start():
-        learn = busi_learner(busi_dls(*arrays, split), get_recipe('fast', size=48))
+        learn = busi_learner(busi_dls(*arrays, split), recipe)
         return learn.model.state_dict(), torch.get_rng_state()
     here, draws = start()
     monkeypatch.setattr(encoders, '_package_weights', lambda name: None)
-    monkeypatch.setattr(encoders, 'encoder_file', lambda name: encoder_file(name, bundle/'busi_unetpp'))
+    monkeypatch.setattr(encoders, 'encoder_file', lambda name: encoder_file(name, tmp_path))
     there, others = start()
     assert all(torch.equal(here[k], there[k]) for k in here) and torch.equal(draws, others)
 
