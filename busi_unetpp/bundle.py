@@ -83,8 +83,8 @@ def recipe_splits(
     return {f'fold-{fold}.csv': split(fold) for fold in range(recipe.folds)}
 
 # %% ../nbs/51_bundle.ipynb #0e6f9f9b
-LIBRARIES = ('torch', 'fastai', 'timm', 'numpy', 'pandas', 'scikit-learn', 'scikit-image', 'scipy', 'matplotlib', 'monai', 'pillow', 'pooch',
-             'requests', 'safetensors', 'jinja2', 'typer', 'rich')       # what a training imports
+LIBRARIES = ('torch', 'fastai', 'timm', 'numpy', 'pandas', 'scikit-learn', 'scikit-image', 'scipy', 'matplotlib',
+             'monai', 'pillow', 'pooch', 'requests', 'safetensors', 'jinja2', 'typer', 'rich')       # what a training imports
 
 def read_about(
     folder, # A bundle's folder
@@ -92,9 +92,13 @@ def read_about(
     "What a bundle was made for; raises `BusiError` if the folder holds none."
     path = Path(folder)/'bundle.json'
     try: return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise BusiError(f"{folder}: no bundle, there is no bundle.json in it. Make one with `busi-unetpp bundle`.") from None
-    except (OSError, ValueError) as e: raise BusiError(f"{path}: cannot be read ({e}). Copy the bundle again.") from None
+    except FileNotFoundError:
+        raise BusiError(f"{folder}: no bundle, there is no bundle.json in it. "
+                        "Make one with `busi-unetpp bundle`.") from None
+    except (OSError, ValueError) as e:
+        raise BusiError(f"{path}: cannot be read ({e}). Copy the bundle again.") from None
 
+# %% ../nbs/51_bundle.ipynb #40d59f2e
 class StopAfter(Callback):
     "Ends a training after so many steps, and keeps their losses."
     order = 15
@@ -122,8 +126,9 @@ def self_test(
     learn = busi_learner(busi_dls(images[rows], masks[rows], splits[0], recipe.batch_size, recipe.seed, device), recipe)
     stop = StopAfter(steps)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=stop)
-    print(f"ok: {len(df)} images at {recipe.size} x {recipe.size}, {len(splits)} split(s), {len(stop.losses)} steps on {learn.dls.device}, "
-          f"loss {', '.join(f'{v:.3f}' for v in stop.losses)}, {time.time() - started:.0f} s")
+    print(f"ok: {len(df)} images at {recipe.size} x {recipe.size}, {len(splits)} split(s), "
+          f"{len(stop.losses)} steps on {learn.dls.device}, loss {', '.join(f'{v:.3f}' for v in stop.losses)}, "
+          f"{time.time() - started:.0f} s")
     return stop.losses
 
 # %% ../nbs/51_bundle.ipynb #004994cd
@@ -145,7 +150,8 @@ if __name__ == '__main__':
 # %% ../nbs/51_bundle.ipynb #874aaec3
 RUN_MD = '''# {images} images at {size} x {size} for the recipe `{recipe}`
 
-This folder trains without network. It holds images of patients: handle it as you handle the dataset, and never publish it.
+This folder trains without network. It holds images of patients: handle it as you handle the dataset, and never
+publish it.
 
 Needed here, with the versions of the machine that made this folder: {versions}.
 With other versions all works as long as the self-test says ok; the last digits of the weights may differ.
@@ -158,9 +164,9 @@ With other versions all works as long as the self-test says ok; the last digits 
 
 {train}
 
-   On several GPUs `torchrun --nproc-per-node N busi.py train ...` shares the batches out to them; the result is the same.
+   On several GPUs `torchrun --nproc-per-node N busi.py train ...` shares the batches out to them, with the same result.
 
-3. Take the folders of the runs home and score them at the images' original size. The scores here are at {size} x {size}:
+3. Take the folders of the runs home and score them at the original size. The scores here are at {size} x {size}:
 
        busi-unetpp evaluate RUN --data {data}
 '''
@@ -174,14 +180,16 @@ def train_commands(
         fold = ['--fold', name.removeprefix('fold-').removesuffix('.csv')]*name.startswith('fold-')
         leaky = ['--allow-leaks']*(name == 'paper.csv')      # the paper's split has images of one lesion on both sides
         words = ['python', 'busi.py', 'train', '--data', about['data'], '--recipe', about['recipe'], *size]
-        return shlex.join([*words, *fold, '--split', f'splits/{name}', *leaky, '--out', f"run-{name.removesuffix('.csv')}"])
+        out = f"run-{name.removesuffix('.csv')}"
+        return shlex.join([*words, *fold, '--split', f'splits/{name}', *leaky, '--out', out])
     return [command(name) for name in about['splits']]
 
 # %% ../nbs/51_bundle.ipynb #5a82cc65
 def _new_folder(out):
     "The folder, if nothing is in it."
     out = Path(out).expanduser()
-    if out.is_file() or out.is_dir() and any(out.iterdir()): raise BusiError(f"{out}: is not empty. Choose a new folder with --out.")
+    if out.is_file() or out.is_dir() and any(out.iterdir()):
+        raise BusiError(f"{out}: is not empty. Choose a new folder with --out.")
     return out
 
 def _file_name(df, size):
@@ -195,12 +203,13 @@ def make_bundle(
     size:int=None, # Side of the images, pixels; the recipe's if None
     recipe:str='strong', # Name of a recipe
 )->Path: # The folder
-    "Write all that a training by a recipe needs into a folder; raises `BusiError` for bad input, before anything is written."
+    "Write all that a training needs into a folder; raises `BusiError` for bad input, before anything is written."
     out, recipe = _new_folder(out), get_recipe(recipe, size=size)
     df = read_datasets(data)
     images, masks = load_arrays(df, recipe.size)
     splits, encoder = recipe_splits(df, recipe), pretrained_encoder(recipe)
-    about = dict(recipe=recipe.name, size=recipe.size, data=_file_name(df, recipe.size), splits=list(splits), images=len(df),
+    about = dict(recipe=recipe.name, size=recipe.size, data=_file_name(df, recipe.size),
+                 splits=list(splits), images=len(df),
                  pixels_sha256=describe_data(df, images, masks)['pixels_sha256'], **made_with(*LIBRARIES))
     write_bundle(out/about['data'], df, images, masks)
     for name, split in splits.items(): write_csv(out/'splits'/name, split)

@@ -32,6 +32,7 @@ def process_rank()->tuple: # Number of this process, from 0, and how many there 
     "Which of the processes of a launcher this is; `(0, 1)` without a launcher."
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
+# %% ../nbs/52_distributed.ipynb #3c6aeeab
 def join_processes(
     device:str='auto', # Where to compute, as for `pick_device`
 )->tuple: # From `process_rank`
@@ -41,16 +42,19 @@ def join_processes(
     cuda = device.startswith('cuda') or device == 'auto' and torch.cuda.is_available()
     if cuda:
         local, cards = int(os.environ.get('LOCAL_RANK', rank)), torch.cuda.device_count()
-        if local >= cards: raise BusiError(f"{local + 1} processes or more, but {cards} GPU(s) here. Start one process for each GPU.")
+        if local >= cards:
+            raise BusiError(f"{local + 1} processes or more, but {cards} GPU(s) here. Start one process for each GPU.")
         torch.cuda.set_device(local)
     dist.init_process_group('nccl' if cuda else 'gloo')
     if rank: sys.stdout = open(os.devnull, 'w')
     return rank, world
 
+# %% ../nbs/52_distributed.ipynb #653596b5
 def leave_processes():
     "Disconnect; the processes go their own ways."
     if dist.is_initialized(): dist.destroy_process_group()
 
+# %% ../nbs/52_distributed.ipynb #1ecc56ef
 @contextmanager
 def first_alone():
     "What the first process does here is done before the others begin; none leaves before all are done."
@@ -93,8 +97,10 @@ def _norm_together(m, x):
         m.running_mean.lerp_(mean.detach(), m.momentum)
         m.running_var.lerp_(var.detach()*n/(n - 1), m.momentum)
     out = centered*(m.weight*(var + m.eps).rsqrt())[:, None, None] + m.bias[:, None, None]
-    return m.act(m.drop(out.to(x.dtype))) if hasattr(m, 'act') else out.to(x.dtype)      # timm's modules hold an activation too
+    out = out.to(x.dtype)
+    return m.act(m.drop(out)) if hasattr(m, 'act') else out      # timm's modules hold an activation too
 
+# %% ../nbs/52_distributed.ipynb #2439461c
 def _drop_together(m, x):
     "Spatial dropout, drawn for the rows of all processes."
     if not m.training: return x
@@ -111,11 +117,15 @@ class ShareBatches(Callback):
 
     def before_fit(self):
         n = self.dls.train.bs
-        if n < self.world: raise BusiError(f"{self.world} processes cannot share batches of {n} image(s). Start {n} at most, or set --batch-size.")
+        if n < self.world:
+            raise BusiError(f"{self.world} processes cannot share batches of {n} image(s). "
+                            f"Start {n} at most, or set --batch-size.")
         self.learn.history.writes = self.learn.checkpoint.writes = self.rank == 0
-        self.patched = [(m, f) for m in self.model.modules() for kind, f in ((nn.BatchNorm2d, _norm_together), (nn.Dropout2d, _drop_together)) if isinstance(m, kind)]
+        together = {nn.BatchNorm2d: _norm_together, nn.Dropout2d: _drop_together}
+        self.patched = [(m, f) for m in self.model.modules() for kind, f in together.items() if isinstance(m, kind)]
         for m, f in self.patched: m.forward, m.share = MethodType(f, m), self.share
-        if self.learn.first_epoch and self.dls.device.type == 'cuda': torch.cuda.set_rng_state(torch.cuda.get_rng_state(0))  # the first process's
+        if self.learn.first_epoch and torch.device(self.dls.device).type == 'cuda':
+            torch.cuda.set_rng_state(torch.cuda.get_rng_state(0))  # resumed: the first process's draws
 
     def before_batch(self):
         n = len(self.xb[0])
@@ -131,6 +141,7 @@ def after_pred(self:ShareBatches):
     def join(t): return None if t is None else join_rows(t, start, n)
     self.learn.pred = Output(join(out.logits), join(out.presence), tuple(join(t) for t in out.heads))
 
+# %% ../nbs/52_distributed.ipynb #dec3b152
 @patch
 def after_backward(self:ShareBatches):
     "The mean of the gradients over the processes."
@@ -139,6 +150,7 @@ def after_backward(self:ShareBatches):
     dist.all_reduce(flat)
     for g, mean in zip(grads, (flat/self.world).split([g.numel() for g in grads])): g.copy_(mean.view(g.shape))
 
+# %% ../nbs/52_distributed.ipynb #c84d91f5
 @patch
 def after_fit(self:ShareBatches):
     "The network as it was."

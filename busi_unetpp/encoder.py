@@ -89,7 +89,8 @@ def _carried_weights(encoder, path):
     "Load the weights that a bundle brings along; False if there are none, `BusiError` if they do not fit."
     if not path.is_file(): return False
     try: encoder.body.load_state_dict(safetensors.torch.load_file(path))
-    except Exception as e: raise BusiError(f"{path}: not the weights of {encoder.name} ({type(e).__name__}). Copy the bundle again.") from e
+    except Exception as e:
+        raise BusiError(f"{path}: not the weights of {encoder.name} ({type(e).__name__}). Copy the bundle again.") from e
     return True
 
 # %% ../nbs/14_encoder.ipynb #fe371cc8

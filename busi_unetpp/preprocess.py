@@ -62,9 +62,9 @@ def load_pair(
 )->tuple: # image uint8 `(size, size)` 0-255, mask uint8 `(size, size)` 0-1
     "An image and its merged mask as the network sees them; raises `BusiError` naming the file that cannot be used."
     image = read_gray(image_path)
-    if isinstance(image_path, HeldFile) and image.shape != (size, size):      # of a bundle: to resize twice would be another image
-        raise BusiError(f"{image_path}: the bundle holds {image.shape[1]} x {image.shape[0]} pixels, not {size} x {size}. "
-                        f"Train with --size {image.shape[0]}, or make a bundle with `busi-unetpp bundle --size {size}`.")
+    if isinstance(image_path, HeldFile) and image.shape != (size, size):      # resized twice, it would be another image
+        raise BusiError(f"{image_path}: the bundle holds {image.shape[1]} x {image.shape[0]} pixels, "
+                        f"not {size} x {size}. Train with --size {image.shape[0]}, or make a bundle with `busi-unetpp bundle --size {size}`.")
     return resize_image(image, size), resize_mask(read_masks(mask_paths, image.shape), size)
 
 # %% ../nbs/08_preprocess.ipynb #c74cde23

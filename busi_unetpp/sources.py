@@ -345,7 +345,7 @@ BUNDLE_FACTS = ('image', 'label', 'source', 'pixels', 'masks')   # what its tabl
 
 def read_bundle(
     path, # A file of `write_bundle`
-)->tuple: # images uint8 `(N, size, size)` 0-255, masks uint8 `(N, size, size)` 0-1, and `about`: a dict with `table`, a dict an image
+)->tuple: # images uint8 `(N, size, size)` 0-255, masks likewise 0-1, and a dict with `table`: a dict an image
     "What a bundle holds; raises `BusiError` if it is damaged, incomplete, or no bundle."
     again = 'Copy it again, or make it again with `busi-unetpp bundle`.'
     try:
@@ -362,7 +362,8 @@ def _bundle_fault(images, about):
     if not isinstance(about, dict) or about.get('format') != BUNDLE_FORMAT: return f'its format is not {BUNDLE_FORMAT}'
     table = about.get('table')
     if not isinstance(table, list) or len(table) != len(images): return 'its table does not describe its images'
-    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]: return 'its images are not squares of gray levels'
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
+        return 'its images are not squares of gray levels'
     lacks = [k for k in BUNDLE_FACTS if any(not isinstance(r, dict) or k not in r for r in table)]
     if lacks: return f"its table has no {', '.join(lacks)}"
 
@@ -397,7 +398,8 @@ LAYOUTS = {
     'BrEaST': Layout('case001.png\ncase001_tumor.png\nBrEaST-Lesions-USG-clinical-data.xlsx', _is_breast, _scan_breast),
     'CSV': Layout('set.csv      image,mask,label,group\n             scans/a.png,masks/a.png,benign,g1',
                   lambda root: _find_csv(root) is not None, _scan_csv),
-    'bundle': Layout('busi-256.npz, from busi-unetpp bundle', lambda root: root.is_file() and root.suffix.lower() == '.npz', _scan_bundle),
+    'bundle': Layout('busi-256.npz, from busi-unetpp bundle',
+                     lambda root: root.is_file() and root.suffix.lower() == '.npz', _scan_bundle),
     'pairs': Layout('images/a.jpg\nmasks/a.png\nor a.jpg beside a_mask.png; subfolders are classes',
                     lambda root: bool(_pair_folders(root)), _scan_pairs),
 }
