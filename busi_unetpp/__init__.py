@@ -5,6 +5,7 @@ Modules:
 - `busi_unetpp.assess`: Everything this book knows how to say about a set of predictions, said at once.
 - `busi_unetpp.augment`: What may change in an ultrasound image without changing the answer.
 - `busi_unetpp.benchmark`: How fast it is on the machine at hand, each figure against its limit.
+- `busi_unetpp.bundle`: Everything that a training needs in one small folder, for a machine that has no internet.
 - `busi_unetpp.calibration`: Does a probability of 0.8 mean that eight of ten such pixels are tumor? Measure it, and mend it with one number.
 - `busi_unetpp.ceiling`: Measure how well BUSI's outlines agree with each other where the same picture was outlined twice.
 - `busi_unetpp.checkpoint`: What a training writes down after each epoch, so that nothing is lost and anything can go on.
@@ -13,6 +14,7 @@ Modules:
 - `busi_unetpp.compare`: Is one run better than another, or luckier?
 - `busi_unetpp.dataset`: Read BUSI from disk, count it, and look at it before any model does.
 - `busi_unetpp.distill`: A network that learns from other networks as well as from the annotations, so that a small one comes close to a large one.
+- `busi_unetpp.distributed`: One training on several cards, with the result that one card would have given.
 - `busi_unetpp.duplicates`: Find the images that show the same lesion, so that none of them trains a network that another one judges.
 - `busi_unetpp.encoder`: The nested decoder on an encoder that has already seen a million photographs.
 - `busi_unetpp.evaluate`: Score a trained network on both parts of its split, and place the paper's Table 1 beside it.

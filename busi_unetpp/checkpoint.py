@@ -123,18 +123,19 @@ class StopOnNaN(Callback):
 class History(Callback):
     "Keeps `rows`, a dict an epoch (losses, metrics, learning rate, seconds), and writes them to `history.csv` in `folder`."
     order = 55  # after the Recorder has closed the epoch
+    writes = True  # False in all but one of several processes
     def __init__(self, folder): self.folder, self.rows = Path(folder), []
     def before_fit(self): self.folder.mkdir(parents=True, exist_ok=True)
     def before_train(self): self.started, self.losses = time.time(), []
     def after_batch(self):
-        if self.training: self.losses.append((self.loss.detach(), len(self.xb[0])))
+        if self.training: self.losses.append((self.loss.detach(), len(self.yb[0])))
     def after_epoch(self):
         if not self.folder.is_dir(): raise BusiError(f"{self.folder}: the folder was removed while the training wrote to it. Start the run again.")
         losses, n = torch.stack([o[0] for o in self.losses]).float().cpu(), torch.tensor([o[1] for o in self.losses])
         names = self.recorder.metric_names[2:-1]                                   # without epoch, fastai's train_loss, and time
         self.rows.append(dict(epoch=self.epoch, train_loss=((losses*n).sum()/n.sum()).item(), **dict(zip(names, map(float, self.learn.final_record[1:]))),
             lr=float(self.opt.hypers[-1]['lr']), seconds=round(time.time() - self.started, 2)))
-        write_csv(self.folder/'history.csv', pd.DataFrame(self.rows))
+        if self.writes: write_csv(self.folder/'history.csv', pd.DataFrame(self.rows))
 
 # %% ../nbs/19_checkpoint.ipynb #91ac09bb
 class Ema(Callback):
@@ -163,6 +164,7 @@ class Ema(Callback):
 class Checkpoint(Callback):
     "Keeps the best weights and the state to resume from in `folder`; stops after `patience` epochs without a better `monitor`, and restores the best."
     order = 65
+    writes = True  # False in all but one of several processes
     def __init__(self,
         folder, # The run's folder
         args:dict, # The network's arguments, stored with the weights
@@ -187,12 +189,12 @@ class Checkpoint(Callback):
         score = self.history.rows[-1][self.monitor]
         if score > self.best or self.best_epoch is None:
             self.best, self.best_epoch = score, self.epoch
-            save_weights(self.best_path, self.model, self.args)
-        self.save()
+            if self.writes: save_weights(self.best_path, self.model, self.args)
+        if self.writes: self.save()
         if self.epoch - self.best_epoch >= self.patience: raise CancelFitException()
 
     def after_fit(self):
-        if self.best_epoch is not None: self.model.load_state_dict(load_weights(self.best_path).state_dict())
+        if self.writes and self.best_epoch is not None: self.model.load_state_dict(load_weights(self.best_path).state_dict())
 
 # %% ../nbs/19_checkpoint.ipynb #59655b25
 @patch

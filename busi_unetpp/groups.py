@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .dataset import BusiError, open_image
+from .dataset import BusiError, HeldFile, open_image
 from .duplicates import busi_groups, group_images
 from .files import write_file
 from .manifest import _gray16, _hash_pixels, decode_png, is_busi, load_manifest, reduce_pixels
@@ -62,14 +62,16 @@ def pixel_digests(
     cache:bool=True, # Read and write the cache?
 )->pd.Series: # 64 hexadecimal digits a row
     "The digest of the pixels of each image; raises `BusiError` for a missing file, warns if there can be no cache."
-    paths = {_stamp(p): p for p in map(Path, df.image_path)}
+    held = [isinstance(p, HeldFile) for p in df.image_path]      # of a bundle, which states the digests of the originals
+    paths = {_stamp(p): p for p, h in zip(map(Path, df.image_path), held) if not h}
     known = _read_digests() if cache else {}
     new = [k for k in paths if k not in known]
     with ThreadPoolExecutor() as pool: known.update(zip(new, pool.map(pixel_digest, map(paths.get, new))))
     if cache and new:
         try: write_file(cache_folder()/'digests.json', json.dumps(dict([*known.items()][-KEPT:])))
         except BusiError as e: warnings.warn(f'The digests of the images are not kept: the next start is slower. {e}')
-    return pd.Series([known[_stamp(Path(p))] for p in df.image_path], index=df.index, dtype=object)
+    found = [p.digest if h else known[_stamp(Path(p))] for p, h in zip(df.image_path, held)]
+    return pd.Series(found, index=df.index, dtype=object)
 
 # %% ../nbs/10_groups.ipynb #e62263ae
 @lru_cache(1)

@@ -23,7 +23,7 @@ import pandas as pd
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from .dataset import BusiError, merge_masks, read_gray, read_masks
+from .dataset import BusiError, HeldFile, merge_masks, read_gray, read_masks
 from .figures import show_image
 from .files import write_file
 
@@ -62,6 +62,9 @@ def load_pair(
 )->tuple: # image uint8 `(size, size)` 0-255, mask uint8 `(size, size)` 0-1
     "An image and its merged mask as the network sees them; raises `BusiError` naming the file that cannot be used."
     image = read_gray(image_path)
+    if isinstance(image_path, HeldFile) and image.shape != (size, size):      # resized twice, it would be another image
+        raise BusiError(f"{image_path}: the bundle holds {image.shape[1]} x {image.shape[0]} pixels, "
+                        f"not {size} x {size}. Train with --size {image.shape[0]}, or make a bundle with `busi-unetpp bundle --size {size}`.")
     return resize_image(image, size), resize_mask(read_masks(mask_paths, image.shape), size)
 
 # %% ../nbs/08_preprocess.ipynb #c74cde23
@@ -108,6 +111,7 @@ def _write_cache(path, images, masks, key):
 
 def _load_source(df, size, cache):
     "The arrays of one source."
+    if isinstance(df.image_path.iloc[0], HeldFile): return _decode_arrays(df, size)
     path, key = _cache_path(df, size), f'{CACHE_FORMAT}-{fingerprint(df)}'
     if cache and (found := _read_cache(path, key)): return found
     images, masks = _decode_arrays(df, size)
