@@ -10,9 +10,9 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/dataset.html.md"""
 __all__ = ['LABELS', 'LABEL_COLORS', 'SIDES', 'PIXELS', 'FRAMES', 'SCANS', 'WHITE', 'OVERSHOOT', 'TURNS', 'FORMATS', 'LOSSY',
            'MASK_NAME', 'BusiError', 'reason', 'shown', 'check_shape', 'gray_scale', 'to_uint8', 'orientation',
            'image_shape', 'deep_scale', 'load_pixels', 'to_gray', 'count_scans', 'check_scans', 'decode_file',
-           'open_image', 'read_shape', 'read_gray', 'AnyMask', 'read_mask', 'merge_masks', 'read_masks', 'find_root',
-           'natural_key', 'find_problems', 'read_busi', 'order_labels', 'count_classes', 'summarize', 'measure_tumors',
-           'predict_nothing']
+           'open_image', 'HeldFile', 'hold_pixels', 'read_shape', 'read_gray', 'AnyMask', 'read_mask', 'merge_masks',
+           'read_masks', 'find_root', 'natural_key', 'find_problems', 'read_busi', 'order_labels', 'count_classes',
+           'summarize', 'measure_tumors', 'predict_nothing']
 
 # %% ../nbs/01_dataset.ipynb #55b71db7
 import io
@@ -326,17 +326,34 @@ def open_image(
         except ValueError: return _open(path, slim=True)
     return _read(path, opened)
 
+# %% ../nbs/01_dataset.ipynb #6a392db5
+class HeldFile(type(Path())):
+    "The name of an image or a mask whose pixels are in memory: `pixels`, and `digest` of the image that they come from."
+    def __reduce__(self): return hold_pixels, (str(self), self.pixels, self.digest)
+
+def hold_pixels(
+    path, # What it is called
+    pixels, # uint8 `(H, W)`: gray levels 0-255, or a mask's zeros and ones
+    digest:str=None, # As from `pixel_digest`, of the original image
+)->HeldFile:
+    "A path that carries its pixels."
+    held = HeldFile(path)
+    held.pixels, held.digest = pixels, digest
+    return held
+
 # %% ../nbs/01_dataset.ipynb #63133d64
 def read_shape(
     path, # Path of an image file
 )->tuple: # Height and width as it is shown, pixels
     "The size of an image file from its header; raises `BusiError` if it cannot be read."
+    if isinstance(path, HeldFile): return path.pixels.shape
     with open_image(path) as im: return image_shape(im)
 
 def read_gray(
     path, # Path of an image file
 )->np.ndarray: # uint8 `(H, W)`, 0-255
     "Gray levels of an image file; raises `BusiError` if it is missing, empty, truncated, too large or not an image."
+    if isinstance(path, HeldFile): return path.pixels.copy()
     return _read(path, lambda p: decode_file(p, lambda im: to_gray(im, name=path)))
 
 # %% ../nbs/01_dataset.ipynb #a8076c8b
@@ -372,6 +389,7 @@ def read_mask(
     path, # Path of a mask file, black and white in any PNG mode; for an `AnyMask` the lenient rule above holds
 )->np.ndarray: # uint8 `(H, W)`, 1 on the tumor, 0 elsewhere
     "One mask file as zeros and ones; raises `BusiError` if it cannot be read or is not black and white."
+    if isinstance(path, HeldFile): return path.pixels.copy()
     if isinstance(path, AnyMask): return _read_any(path)
     a = _read(path, lambda p: decode_file(p, _mask_levels))
     levels = np.unique(a)

@@ -8,12 +8,13 @@ Docs: https://busi-unetpp.github.io/busi-unetpp/sources.html.md"""
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'MASK_STEM', 'OTHER_STEM', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'UNLABELED', 'CASE', 'CSV_COLUMNS',
-           'SPLIT_FOLDERS', 'LAYOUTS', 'NOT_BINARY', 'COLUMNS', 'LENIENT', 'masked_stem', 'is_mask_file', 'Scan',
-           'Layout', 'find_layout', 'dataset_problems', 'read_dataset', 'read_datasets', 'tumor_shares', 'check_masks',
-           'describe_limits', 'summarize_dataset']
+           'SPLIT_FOLDERS', 'BUNDLE_FORMAT', 'BUNDLE_FACTS', 'LAYOUTS', 'NOT_BINARY', 'COLUMNS', 'LENIENT',
+           'masked_stem', 'is_mask_file', 'Scan', 'read_bundle', 'Layout', 'find_layout', 'dataset_problems',
+           'read_dataset', 'read_datasets', 'tumor_shares', 'check_masks', 'describe_limits', 'summarize_dataset']
 
 # %% ../nbs/03_sources.ipynb #7376b4ed
 import io
+import json
 import os
 import re
 import warnings
@@ -26,7 +27,7 @@ import pandas as pd
 
 from .dataset import LABELS, AnyMask, BusiError, _complain, _missing_classes, check_shape, count_classes
 from .dataset import find_problems, natural_key, read_busi, read_gray, read_mask, read_masks, read_shape
-from .dataset import reason, shown
+from .dataset import hold_pixels, reason, shown
 
 # %% ../nbs/03_sources.ipynb #06ce42ac
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp', '.pgm', '.ppm', '.jp2', '.tga')
@@ -338,6 +339,44 @@ def _scan_two_folders(folder, label):
         r['label'] = label if inner == UNLABELED else inner
     return scan
 
+# %% ../nbs/03_sources.ipynb #5b75b68d
+BUNDLE_FORMAT = 1
+BUNDLE_FACTS = ('image', 'label', 'source', 'pixels', 'masks')   # what its table states of every image
+
+def read_bundle(
+    path, # A file of `write_bundle`
+)->tuple: # images uint8 `(N, size, size)` 0-255, masks likewise 0-1, and a dict with `table`: a dict an image
+    "What a bundle holds; raises `BusiError` if it is damaged, incomplete, or no bundle."
+    again = 'Copy it again, or make it again with `busi-unetpp bundle`.'
+    try:
+        with np.load(path) as z: images, packed, about = z['images'], z['masks'], json.loads(str(z['about']))
+        masks = np.unpackbits(packed, axis=1, count=images[0].size).reshape(images.shape)
+    except KeyError as e: raise BusiError(f"{path}: not a complete bundle, {str(e.args[0])}. {again}") from None
+    except Exception as e: raise BusiError(f"{path}: damaged, or no bundle ({type(e).__name__}). {again}") from None
+    if why := _bundle_fault(images, about): raise BusiError(f"{path}: not a complete bundle, {why}. {again}")
+    return images, masks, about
+
+# %% ../nbs/03_sources.ipynb #a750238a
+def _bundle_fault(images, about):
+    "What is missing in a bundle that could be opened; None if nothing is."
+    if not isinstance(about, dict) or about.get('format') != BUNDLE_FORMAT: return f'its format is not {BUNDLE_FORMAT}'
+    table = about.get('table')
+    if not isinstance(table, list) or len(table) != len(images): return 'its table does not describe its images'
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
+        return 'its images are not squares of gray levels'
+    lacks = [k for k in BUNDLE_FACTS if any(not isinstance(r, dict) or k not in r for r in table)]
+    if lacks: return f"its table has no {', '.join(lacks)}"
+
+def _scan_bundle(path):
+    images, masks, about = read_bundle(path)
+    rows = []
+    for image, mask, facts in zip(images, masks, about['table']):
+        facts, key = dict(facts), facts['image']
+        digest, has_mask = facts.pop('pixels'), facts.pop('masks')
+        held = (hold_pixels(path/f'{key}, mask', mask),) if has_mask else ()
+        rows.append(dict(image_path=hold_pixels(path/key, image, digest), mask_paths=held) | facts)
+    return Scan(rows, notes=[f'A bundle: all images are {images.shape[1]} x {images.shape[1]} pixels.'])
+
 # %% ../nbs/03_sources.ipynb #658b3894
 @dataclass(frozen=True)
 class Layout:
@@ -359,6 +398,8 @@ LAYOUTS = {
     'BrEaST': Layout('case001.png\ncase001_tumor.png\nBrEaST-Lesions-USG-clinical-data.xlsx', _is_breast, _scan_breast),
     'CSV': Layout('set.csv      image,mask,label,group\n             scans/a.png,masks/a.png,benign,g1',
                   lambda root: _find_csv(root) is not None, _scan_csv),
+    'bundle': Layout('busi-256.npz, from busi-unetpp bundle',
+                     lambda root: root.is_file() and root.suffix.lower() == '.npz', _scan_bundle),
     'pairs': Layout('images/a.jpg\nmasks/a.png\nor a.jpg beside a_mask.png; subfolders are classes',
                     lambda root: bool(_pair_folders(root)), _scan_pairs),
 }
@@ -374,7 +415,7 @@ def _existing(path):
     if not path: raise BusiError("No dataset given. Name its folder, or set the environment variable BUSI_PATH to it.")
     path = Path(path).expanduser()
     if not path.exists(): raise BusiError(f"{path}: no such folder.")
-    if path.is_file() and path.suffix.lower() != '.csv':
+    if path.is_file() and path.suffix.lower() not in ('.csv', '.npz'):
         raise BusiError(f"{path}: no such folder; it is a file. Unpack it if it is an archive, and name the folder.")
     return path
 
@@ -401,7 +442,7 @@ def find_layout(
 # %% ../nbs/03_sources.ipynb #0b39fff9
 def _recognize(path, names):
     "All datasets at `path` or, if there is none, just below it, as (layout, root)."
-    if path.is_file(): return [('CSV', path)] if 'CSV' in names else []
+    if path.is_file(): return [(n, path) for n in ('bundle' if path.suffix.lower() == '.npz' else 'CSV',) if n in names]
     here = next((n for n in names if n != 'pairs' and LAYOUTS[n].is_here(path)), None)
     if here: return [(here, _find_csv(path) if here == 'CSV' else path)]
     subs = _subfolders(path)
@@ -484,7 +525,7 @@ COLUMNS = ('image', 'image_path', 'label', 'mask_paths', 'width', 'height', 'sou
 def _to_frame(scan, root, source):
     "The table of a scan's rows."
     df = pd.DataFrame(scan.rows, columns=[*dict.fromkeys(k for r in scan.rows for k in r)])
-    df['image'] = [_relative(p, root) for p in df.image_path]
+    if 'image' not in df: df['image'] = [_relative(p, root) for p in df.image_path]
     if 'source' not in df: df['source'] = None
     df['source'] = [_text(s) or source for s in df.source]
     if 'patient' not in df: df['patient'] = None

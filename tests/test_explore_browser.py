@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-CHAPTER = Path(__file__).parents[1]/'nbs'/'46_explore.ipynb'
+CHAPTER = Path(__file__).parents[1]/'nbs'/'48_explore.ipynb'
 SLOW = 300_000   # milliseconds: what a busy machine may need to import torch and predict; an idle one needs a tenth
 
 

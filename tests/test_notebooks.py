@@ -140,7 +140,7 @@ def test_records_are_what_the_book_prints():
         assert f"{lesion.dice.mean():.3f} (" in readme and u['commit'] and u['device'] and u['command'].startswith('busi-unetpp evaluate')
     from busi_unetpp.benchmark import as_line
     record = json.loads((ROOT/'nbs'/'records'/'benchmark.json').read_text())
-    shown = '\n'.join(text for _, text in text_outputs(ROOT/'nbs'/'49_benchmark.ipynb'))
+    shown = '\n'.join(text for _, text in text_outputs(ROOT/'nbs'/'51_benchmark.ipynb'))
     for row in record['rows']: assert as_line(row) in shown, row
 
 
