@@ -88,9 +88,9 @@ def test_it_is_evaluated_once_and_completely(runs):
 
 def test_the_first_process_writes_alone(runs):
     _, two, printed = runs
-    first, second = (f.read_text().split() for f in (two.parent/'log-0', two.parent/'log-1'))
+    first, second = (f.read_text().split() if f.exists() else [] for f in (two.parent/'log-0', two.parent/'log-1'))
     assert first.count('last.ckpt') == 3 and first.count('metrics.json') == 1
-    assert {n for n in second if not n.startswith('..')} == {'.write-test'}       # of the check that the folder can be written
+    assert not [n for n in second if not n.startswith('..')]                      # '..': the cache
     assert all(p[0].count('Data check') == 1 and p[1] == '' for p in printed)
 
 def test_more_processes_than_images_in_a_batch(monkeypatch, small_phantom, tmp_path):

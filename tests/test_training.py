@@ -269,7 +269,7 @@ FILES = ['by_class.csv', 'by_size.csv', 'calibration.png', 'config.json', 'curve
 def test_a_run_is_complete(finished, small_phantom):
     assert names(finished) == FILES
     config = json.loads((finished/'config.json').read_text())
-    assert {'recipe', 'dataset', 'device', 'versions', 'commit', 'started', 'finished', 'seconds', 'command', 'one_batch'} == set(config)
+    assert {'recipe', 'dataset', 'teachers', 'device', 'versions', 'commit', 'started', 'finished', 'seconds', 'command', 'one_batch'} == set(config)
     assert set(config['recipe']) == {f.name for f in fields(Recipe)}
     assert Recipe(**config['recipe'] | dict(model=TINY)) == RECIPE and config['dataset']['images'] == 16 and Path(config['dataset']['path']) == small_phantom.resolve()
     assert len(pd.read_csv(finished/'history.csv')) == RECIPE.epochs
