@@ -73,8 +73,8 @@ def reproduce(
         state = _state(run)
         if state == 'new': train_run(data, run, 'paper', device, split=split, seed=seed, cbs=[TimeLeft()], **options)
         elif state == 'unfinished': train_run(None, run, device=device, resume=True, cbs=[TimeLeft()], epochs=overrides.get('epochs'))
-        write_summary(out)
-    return write_summary(out)
+        runs = write_summary(out)
+    return runs
 
 # %% ../nbs/36_reproduce.ipynb #5bb29144
 MEASURES = {'iou': 'IoU', 'accuracy': 'accuracy', 'loss': 'loss'}      # what Table 1 states

@@ -283,9 +283,8 @@ def _say_checks(checks):
     if len(bad): raise BusiError(f"The data check failed: {bad.check.iloc[0]}: {bad.detail.iloc[0]}. Correct the data and run again.")
 
 # %% ../nbs/35_run.ipynb #e5a2dacc
-def _continued(stored, recipe, overrides):
+def _continued(mine, recipe, overrides):
     "The recipe to continue with: the stored one, with the number of epochs now asked for; anything else that differs is refused."
-    mine = stored if isinstance(stored, Recipe) else Recipe(**stored)
     for k, v in {**(asdict(recipe) if isinstance(recipe, Recipe) else dict(name=recipe)), **overrides}.items():
         if v is not None and k != 'epochs' and v != getattr(mine, k):
             raise BusiError(f"This run was started with {k} {getattr(mine, k)!r}, not {v!r}, and goes on with it. Leave the option out, or start a new run.")

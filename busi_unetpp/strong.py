@@ -22,9 +22,8 @@ from fastcore.script import call_parse
 from matplotlib.figure import Figure
 from torch import nn
 
-from .checkpoint import load_weights
 from .dataset import BusiError
-from .distill import Ensemble
+from .distill import load_runs
 from .figures import COLORS, WIDTH, styled
 from .files import check_writable, made_with, write_csv, write_json
 from .lesions import summarize_scores
@@ -95,8 +94,7 @@ def _open_runs(runs, data):
     config, df, images, masks, split = opened[0]
     for r, (c, *_, s) in zip(runs[1:], opened[1:]):
         if not s.equals(split) or c['recipe']['size'] != config['recipe']['size']: raise BusiError(f"{r}: its split or size differs from that of {runs[0]}. Judge runs together only if they trained on the same images.")
-    nets = [load_weights(Path(r)/'model.safetensors') for r in runs]
-    return [c for c, *_ in opened], df, images, masks, split, (nets[0] if len(nets) == 1 else Ensemble(nets))
+    return [c for c, *_ in opened], df, images, masks, split, load_runs(runs)
 
 def judge(
     runs, # Folders of finished runs with one split; more than one are judged as an ensemble
